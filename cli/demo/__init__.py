@@ -1,0 +1,1 @@
+"""`make demo`: the main job walked through on real files against a running suite, each step printed."""

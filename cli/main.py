@@ -1,0 +1,132 @@
+"""The `telar` command."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from pydantic import SecretStr, ValidationError
+from rich.console import Console
+
+app = typer.Typer(
+    help="Telar, a self-hosted private cloud's control plane.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+keys_app = typer.Typer(help="The gateway's signing keys.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+DataDir = Annotated[Path, typer.Option(envvar="TELAR_DATA_DIR", help="Where everything is kept.")]
+
+
+@app.command()
+def up(
+    data_dir: DataDir = Path("data"),
+    port: Annotated[int, typer.Option(envvar="TELAR_PORT", help="The gateway's port on 127.0.0.1.")] = 8000,
+) -> None:
+    """Run the whole suite in this process, on loopback, with everything it needs."""
+    from cli import suite  # noqa: PLC0415 - other commands need not load every service
+
+    with _readable_errors():
+        uvloop.run(suite.up(_made(data_dir), port))
+
+
+@app.command()
+def serve(
+    name: Annotated[str, typer.Argument(help="gateway, auth, images, vms, containers or fetcher.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",  # noqa: S104 - in a container
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Run one service; everything it needs is in TELAR_* settings."""
+    from cli import single  # noqa: PLC0415 - as above
+
+    with _readable_errors():
+        uvloop.run(single.serve(name, host, port))
+
+
+@app.command()
+def migrate(
+    names: Annotated[list[str] | None, typer.Argument(help="Services; all installed ones if none is named.")] = None,
+) -> None:
+    """Bring the services' databases to the newest schema."""
+    from cli import single  # noqa: PLC0415 - as above
+
+    with _readable_errors():
+        uvloop.run(single.migrate(names or []))
+
+
+@app.command()
+def pvesim(
+    data_dir: DataDir = Path("data"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8006,
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="TELAR_PVESIM_TOKEN_FILE", help="File with the secret of Telar's API token.")
+    ] = None,
+) -> None:
+    """Run the Proxmox VE lab simulator alone."""
+    from cli import single  # noqa: PLC0415 - as above
+
+    with _readable_errors():
+        token = SecretStr(token_file.read_text().strip()) if token_file else None
+        uvloop.run(single.lab(_made(data_dir / "pvesim"), host, port, token))
+
+
+@app.command()
+def secrets(
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")] = Path("secrets"),
+    lab: Annotated[
+        bool, typer.Option("--lab", help="Let telar_vms_clusters name the Proxmox VE lab (profile `lab`).")
+    ] = False,
+) -> None:
+    """Make the files of secrets that docker-compose.yml and the Swarm stack read; what is there is kept."""
+    from cli.secrets import write  # noqa: PLC0415 - as above
+
+    try:
+        made = write(folder, lab=lab)
+    except OSError as error:
+        raise SystemExit(str(error)) from error
+    typer.echo(f"{folder}: made {', '.join(made)}" if made else f"{folder}: everything is there already")
+
+
+@keys_app.command("rotate")
+def rotate_keys() -> None:
+    """Add a signing key and retire the oldest; gateways follow within a second, tokens in use stay good."""
+    from gateway.settings import GatewaySettings  # noqa: PLC0415 - as above
+    from gateway.tokens import ACTIVE_AFTER_S, KeyRing  # noqa: PLC0415 - as above
+    from libs.common.settings import CommonSettings  # noqa: PLC0415 - as above
+
+    with _readable_errors():
+        path = GatewaySettings(common=CommonSettings(embedded=True)).keys_path()
+        kid = KeyRing(path).rotate()
+        typer.echo(f"Key {kid} is published in {path} and signs from {ACTIVE_AFTER_S:.0f} s on.")
+
+
+def _made(folder: Path) -> Path:
+    """The folder's absolute path, made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+@contextlib.contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Tell wrong settings in a few lines instead of a traceback."""
+    try:
+        yield
+    except ValidationError as error:
+        console = Console(stderr=True)
+        console.print("[red]The settings are not usable:[/]")
+        for item in error.errors():
+            name = "_".join(map(str, item["loc"])) or error.title
+            console.print(f"  {name}: {item['msg']}", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    app()

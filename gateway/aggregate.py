@@ -1,0 +1,162 @@
+"""What only the gateway can answer: health, operations and dead letters of all services together."""
+
+import asyncio
+import heapq
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from gateway.errors import DeadLetterNotFound
+from gateway.sessions import as_told
+from libs.common.errors import FieldError, Invalid
+
+_NOT_FOUND = 404
+
+
+class Services:
+    """Asks every installed service the same question, with the caller's own token."""
+
+    def __init__(self, urls: Mapping[str, tuple[str, ...]], http: httpx.AsyncClient) -> None:
+        self.urls = {service: bases for service, bases in urls.items() if bases}
+        self._http = http
+
+    async def health(self) -> tuple[bool, dict[str, Any]]:
+        """Each service's readiness with its named checks; whether all are ready."""
+        names = list(self.urls)
+        reports = await asyncio.gather(*(self._ready(name) for name in names))
+        services = dict(zip(names, reports, strict=True))
+        return all(report["status"] == "ok" for report in reports), services
+
+    async def _ready(self, service: str) -> dict[str, Any]:
+        try:
+            answer = await self._http.get(self._url(service, "/readyz"), timeout=3)
+            report: dict[str, Any] = answer.json()
+        except (httpx.HTTPError, ValueError):
+            return {"status": "unreachable"}
+        return report
+
+    async def list_merged(
+        self, path: str, query: Mapping[str, str], token: str, *, limit: int, cursor: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Newest-first pages of a list that several services have, merged by id.
+
+        The cursor holds the last id shown; ids sort by time, so every service goes on after it by itself.
+        """
+        positions = _read_cursor(cursor) if cursor else {}
+        names = [name for name in self.urls if positions.get(name, "") is not None]
+        pages = await asyncio.gather(
+            *(self._page(name, path, query, token, limit, positions.get(name)) for name in names)
+        )
+        merged: list[tuple[str, str, dict[str, Any]]] = []
+        for name, (items, _) in zip(names, pages, strict=True):
+            merged += [(_time_of(item), name, item) for item in items]
+        shown = heapq.nlargest(limit, merged, key=lambda entry: entry[0])
+        after: dict[str, str | None] = dict.fromkeys(self.urls)
+        more = False
+        for name, (items, next_cursor) in zip(names, pages, strict=True):
+            count = sum(1 for entry in shown if entry[1] == name)
+            if count < len(items):
+                after[name] = _service_cursor(items[count - 1]["id"]) if count else positions.get(name, "")
+                more = True
+            elif next_cursor is not None:
+                after[name] = next_cursor
+                more = True
+        return [entry[2] for entry in shown], _write_cursor(after) if more else None
+
+    async def _page(
+        self, service: str, path: str, query: Mapping[str, str], token: str, limit: int, cursor: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        asked = {**query, "limit": str(limit)}
+        if cursor:
+            asked["cursor"] = cursor
+        try:
+            answer = await self._http.get(self._url(service, path), params=asked, headers=_bearer(token))
+        except httpx.HTTPError:
+            return [], None
+        if answer.status_code == _NOT_FOUND or answer.is_server_error:
+            return [], None
+        if answer.is_error:
+            raise Invalid(str(answer.json().get("detail", "The list's parameters are not valid")))
+        document = answer.json()
+        return document["items"], document["next_cursor"]
+
+    async def older_user(self, userid: str, token: str) -> dict[str, Any]:
+        """A user as the older VM and stack API shows it: with its machines, its stacks and their URLs."""
+        answer = await self._http.get(self._url("auth", f"/users/{quote(userid, safe='')}"), headers=_bearer(token))
+        if answer.is_error:
+            raise as_told(answer)
+        user: dict[str, Any] = answer.json()
+        vms = await asyncio.gather(*(self._detail("vms", f"/api/v1/vms/{one['id']}", token) for one in user["vms"]))
+        stacks = await asyncio.gather(
+            *(self._detail("containers", f"/api/v1/stacks/{one['id']}", token) for one in user["services"])
+        )
+        user["vms"] = [
+            {**one, "vm_id": vm.get("vmid"), "status": vm.get("status"), "addresses": vm.get("addresses", [])}
+            for one, vm in zip(user["vms"], vms, strict=True)
+        ]
+        user["services"] = [
+            {**one, "service_id": stack.get("number"), "status": stack.get("state"), "urls": stack.get("urls", [])}
+            for one, stack in zip(user["services"], stacks, strict=True)
+        ]
+        user["access_urls"] = [f"{one['name']}: {url}" for one in user["services"] for url in one["urls"]]
+        return user
+
+    async def _detail(self, service: str, path: str, token: str) -> dict[str, Any]:
+        """A resource as its service tells it; nothing if the service is away or has just deleted it."""
+        if service not in self.urls:
+            return {}
+        try:
+            answer = await self._http.get(self._url(service, path), headers=_bearer(token))
+            document: dict[str, Any] = answer.json() if answer.is_success else {}
+        except (httpx.HTTPError, ValueError):
+            return {}
+        return document
+
+    async def on_dead_letter(self, method: str, letter_id: str, verb: str, token: str) -> None:
+        """Replay or discard a dead letter in whichever service has it; raises DeadLetterNotFound."""
+        for service in self.urls:
+            url = self._url(service, f"/api/v1/dead-letters/{letter_id}{verb}")
+            try:
+                answer = await self._http.request(method, url, headers=_bearer(token))
+            except httpx.HTTPError:
+                continue
+            if answer.is_success:
+                return
+            if answer.status_code != _NOT_FOUND:
+                raise Invalid(str(answer.json().get("detail", "The service refused")))
+        raise DeadLetterNotFound(f"No service has a dead letter {letter_id}")
+
+    def _url(self, service: str, path: str) -> str:
+        return self.urls[service][0].rstrip("/") + path
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def _time_of(item: Mapping[str, Any]) -> str:
+    """The time-ordered part of an id (`op_vms_<uuid7>` or a plain UUIDv7)."""
+    return str(item["id"]).rpartition("_")[2].replace("-", "")
+
+
+def _service_cursor(item_id: str) -> str:
+    return urlsafe_b64encode(json.dumps([None, item_id], separators=(",", ":")).encode()).decode().rstrip("=")
+
+
+def _write_cursor(positions: Mapping[str, str | None]) -> str:
+    return urlsafe_b64encode(json.dumps(positions, separators=(",", ":")).encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> dict[str, str | None]:
+    try:
+        positions = json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return {str(name): None if value is None else str(value) for name, value in positions.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise Invalid(
+            "The cursor is not one that this list gave; start again without it",
+            errors=[FieldError("/query/cursor", "not a cursor of this list")],
+        ) from error

@@ -1,0 +1,138 @@
+"""The inbox: a handled event leaves a row in its handler's transaction, so that a second delivery changes nothing."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Column, DateTime, Integer, LargeBinary, RowMapping, Table, Text, Uuid, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from libs.common.bus.protocol import Bus, DeadLetter, TransientFailure
+from libs.common.db import COMMON_METADATA, as_database_error
+from libs.common.errors import NotFound, TelarError, Unavailable
+from libs.common.events import Event
+from libs.common.ids import uuid7
+from libs.common.uow import UnitOfWork, UnitOfWorkFactory
+
+EventHandler = Callable[[UnitOfWork, Event], Awaitable[None]]
+"""Handles one event inside the unit of work that also holds its inbox row; must not commit."""
+
+inbox_table = Table(
+    "inbox",
+    COMMON_METADATA,
+    Column("event_id", Text, primary_key=True),
+    Column("handled_at", DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
+)
+
+dead_letters_table = Table(
+    "dead_letters",
+    COMMON_METADATA,
+    Column("id", Uuid, primary_key=True),
+    Column("queue", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("deliveries", Integer, nullable=False),
+    Column("failed_at", DateTime(timezone=True), nullable=False),
+)
+
+_log = structlog.get_logger()
+
+
+class DeadLetterNotFound(NotFound):
+    slug = "dead-letter-not-found"
+    title = "No such dead letter"
+
+
+class Inbox:
+    """Consumes one service's queue: `handlers` maps an event type to its handler."""
+
+    def __init__(self, service: str, bus: Bus, uow: UnitOfWorkFactory, handlers: Mapping[str, EventHandler]) -> None:
+        self._service = service
+        self._bus = bus
+        self._uow = uow
+        self._handlers = handlers
+
+    async def start(self) -> None:
+        if self._handlers:
+            await self._bus.subscribe(self._service, tuple(self._handlers), self.handle, self.keep_dead)
+
+    async def handle(self, event: Event) -> None:
+        """Handle an event unless it was handled before; a database that is away is a TransientFailure."""
+        handler = self._handlers.get(event.type)
+        if handler is None:  # an old binding may linger on the broker after an upgrade
+            _log.warning("event_without_handler", type=event.type, id=event.id)
+            return
+        try:
+            async with self._uow() as uow:
+                fresh = await uow.session.execute(
+                    insert(inbox_table)
+                    .values(event_id=event.id)
+                    .on_conflict_do_nothing()
+                    .returning(inbox_table.c.event_id)
+                )
+                if fresh.first() is None:
+                    _log.info("event_seen_before", type=event.type, id=event.id)
+                    return
+                await handler(uow, event)
+                await uow.commit()
+        except Unavailable as error:
+            raise TransientFailure(error.slug) from error
+        except Exception as error:
+            if as_database_error(error) is not None:
+                raise TransientFailure(type(error).__name__) from error
+            raise
+
+    async def keep_dead(self, letter: DeadLetter) -> None:
+        """Store a message that could not be handled, for an admin to see and replay."""
+        async with self._uow() as uow:
+            await uow.session.execute(
+                insert(dead_letters_table).values(
+                    id=uuid7(),
+                    queue=letter.queue,
+                    body=letter.body,
+                    reason=letter.reason[:2000],
+                    deliveries=letter.deliveries,
+                    failed_at=letter.failed_at,
+                )
+            )
+            await uow.commit()
+        _log.error("event_dead", queue=letter.queue, reason=letter.reason[:200], deliveries=letter.deliveries)
+
+    async def dead_letters(self, *, after: UUID | None, limit: int) -> Sequence[RowMapping]:
+        """List kept dead letters, oldest first, after the given id."""
+        query = select(dead_letters_table).order_by(dead_letters_table.c.id).limit(limit)
+        if after is not None:
+            query = query.where(dead_letters_table.c.id > after)
+        async with self._uow() as uow:
+            return (await uow.session.execute(query)).mappings().all()
+
+    async def replay(self, letter_id: UUID) -> None:
+        """Put a dead letter back into the service's queue and forget it; raises DeadLetterNotFound."""
+        async with self._uow() as uow:
+            body = await self._take(uow, letter_id)
+            try:
+                await self._bus.redeliver(self._service, body)
+            except TelarError as error:
+                raise Unavailable(f"The bus did not take the message: {error.detail}", retry_after_s=5) from error
+            await uow.commit()
+
+    async def discard(self, letter_id: UUID) -> None:
+        """Forget a dead letter for good; raises DeadLetterNotFound."""
+        async with self._uow() as uow:
+            await self._take(uow, letter_id)
+            await uow.commit()
+
+    async def sweep(self) -> None:
+        """Forget inbox rows older than 30 days: no broker redelivers that late."""
+        async with self._uow() as uow:
+            await uow.session.execute(inbox_table.delete().where(text("handled_at < now() - interval '30 days'")))
+            await uow.commit()
+
+    async def _take(self, uow: UnitOfWork, letter_id: UUID) -> bytes:
+        row = await uow.session.execute(
+            dead_letters_table.delete().where(dead_letters_table.c.id == letter_id).returning(dead_letters_table.c.body)
+        )
+        body: bytes | None = row.scalar_one_or_none()
+        if body is None:
+            raise DeadLetterNotFound(f"There is no dead letter {letter_id} in {self._service}")
+        return body

@@ -1,0 +1,173 @@
+"""The runner's side of the operations table: claims under a lease, and writes that only the lease's holder can make.
+
+Every method is one statement in a transaction of its own, except `finish`, which is a unit of work.
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Update, and_, case, func, literal, or_, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
+
+from libs.common.db import database_errors
+from libs.common.operations.errors import LeaseLost
+from libs.common.operations.model import Operation, State
+from libs.common.operations.saga import OnEnd
+from libs.common.operations.table import CHANNEL, announce, operations_table
+from libs.common.uow import UnitOfWorkFactory
+
+CLAIM_TRIES = 5
+
+_t = operations_table.c
+_FREE: Mapping[str, Any] = {"lease_holder": None, "lease_until": None}
+
+
+def seconds(count: float) -> ColumnElement[Any]:
+    """An interval of so many seconds, counted by the database's clock alone: replicas' clocks need not agree."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, count)
+
+
+class OperationStore:
+    """Claims and fenced writes over one service's operations table."""
+
+    def __init__(self, uow: UnitOfWorkFactory, *, lease_s: float) -> None:
+        self._uow = uow
+        self._engine = uow.database.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._lease_s = lease_s
+
+    async def claim(self, holder: str, kinds: Iterable[str], limit: int) -> list[Operation]:
+        """Take up to `limit` operations that are due and free: pending ones, and running ones without a live lease.
+
+        A pending one is not taken while another of its resource runs or an older one of it waits.
+        """
+        other = operations_table.alias("other")
+        in_its_way = (
+            select(literal(1))
+            .where(
+                other.c.resource_type == _t.resource_type,
+                other.c.resource_id == _t.resource_id,
+                other.c.id != _t.id,
+                or_(
+                    other.c.state == State.RUNNING,
+                    and_(
+                        other.c.state == State.PENDING,
+                        tuple_(other.c.created_at, other.c.id) < tuple_(_t.created_at, _t.id),
+                    ),
+                ),
+            )
+            .exists()
+        )
+        due = (
+            select(_t.id)
+            .where(
+                _t.state.in_((State.PENDING, State.RUNNING)),
+                _t.run_at <= func.now(),
+                or_(_t.lease_until.is_(None), _t.lease_until < func.now()),
+                _t.kind.in_(list(kinds)),
+                or_(_t.state == State.RUNNING, ~in_its_way),
+            )
+            .order_by(_t.run_at, _t.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True, of=operations_table)
+            .cte("due")  # evaluated once: in a plain subquery the planner may lock more rows than the limit
+        )
+        taking = (
+            update(operations_table)
+            .where(_t.id.in_(select(due.c.id)))
+            .values(
+                state=State.RUNNING,
+                lease_holder=holder,
+                lease_until=func.now() + seconds(self._lease_s),
+                attempts=_t.attempts + 1,
+                updated_at=func.now(),
+            )
+            .returning(operations_table)
+        )
+        with database_errors():
+            async with self._engine.connect() as connection:
+                for _ in range(CLAIM_TRIES):
+                    with contextlib.suppress(IntegrityError):  # two runners met at one resource, the index let one pass
+                        rows = (await connection.execute(taking)).mappings().all()
+                        return sorted((Operation.from_row(row) for row in rows), key=lambda operation: operation.id)
+        return []
+
+    async def renew(self, held: Sequence[tuple[str, str]]) -> dict[str, bool]:
+        """Prolong leases given as (id, holder): the ids still held, each with whether its cancellation is wanted."""
+        renewing = (
+            update(operations_table)
+            .where(tuple_(_t.id, _t.lease_holder).in_(held))
+            .values(lease_until=func.now() + seconds(self._lease_s))
+            .returning(_t.id, _t.cancel_requested)
+        )
+        with database_errors():
+            async with self._engine.connect() as connection:
+                rows = await connection.execute(renewing)
+                return {row.id: row.cancel_requested for row in rows}
+
+    async def write(self, operation: Operation) -> bool:
+        """Store where the operation is; gives whether its cancellation is wanted. Raises LeaseLost."""
+        return await self._fenced(operation, self._as_it_is(operation))
+
+    async def postpone(self, operation: Operation, delay_s: float) -> None:
+        """Store where the operation is and let go of it for `delay_s`, or at once if it is to be cancelled."""
+        at = case((_t.cancel_requested, func.now()), else_=func.now() + seconds(delay_s))
+        await self._fenced(operation, self._as_it_is(operation).values(run_at=at, **_FREE))
+
+    async def release(self, held: tuple[str, str]) -> None:
+        """Let go of an operation (id, holder) so that any runner may go on with it at once."""
+        freeing = update(operations_table).where(tuple_(_t.id, _t.lease_holder) == held).values(_FREE)
+        freed = freeing.returning(_t.id).cte("freed")
+        with database_errors():
+            async with self._engine.connect() as connection:
+                await connection.execute(select(func.pg_notify(CHANNEL, "")).select_from(freed))
+
+    async def finish(self, operation: Operation, on_end: OnEnd | None) -> bool:
+        """Store a final state together with what `on_end` does. Raises LeaseLost, and whatever `on_end` raises.
+
+        False if a cancellation came before the success, which then is not stored.
+        """
+        ending = self._as_it_is(operation).values(state=operation.state, finished_at=func.now(), **_FREE)
+        if operation.state is State.SUCCEEDED:
+            ending = ending.where(~_t.cancel_requested)
+        async with self._uow() as uow:
+            with database_errors():
+                connection = await uow.session.connection()
+                ended = (await connection.execute(ending.returning(_t.id))).first()
+                if ended is None:
+                    holder = await connection.scalar(select(_t.lease_holder).where(_t.id == operation.id))
+                    if holder != operation.lease_holder:
+                        raise LeaseLost(operation.id)
+                    return False
+                if on_end is not None:
+                    await on_end(uow, operation)
+                await connection.execute(announce(operation.id))
+                await uow.commit()
+        return True
+
+    def _as_it_is(self, operation: Operation) -> Update:
+        return (
+            update(operations_table)
+            .where(_t.id == operation.id, _t.lease_holder == operation.lease_holder)
+            .values(
+                direction=operation.direction,
+                step=operation.step,
+                progress=operation.progress,
+                message=operation.message,
+                error=operation.error,
+                memo=operation.memo,
+                steps=[record.to_json() for record in operation.steps],
+                back_to=operation.back_to,
+                updated_at=func.now(),
+            )
+        )
+
+    async def _fenced(self, operation: Operation, change: Update) -> bool:
+        changed = change.returning(_t.id, _t.cancel_requested).cte("changed")
+        announcing = select(changed.c.cancel_requested, func.pg_notify(CHANNEL, changed.c.id))
+        with database_errors():
+            async with self._engine.connect() as connection:
+                row = (await connection.execute(announcing)).first()
+        if row is None:
+            raise LeaseLost(operation.id)
+        return bool(row.cancel_requested)

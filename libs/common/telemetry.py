@@ -1,0 +1,88 @@
+"""Traces (OpenTelemetry) and metrics (Prometheus): one trace from the HTTP edge through the outbox to the consumer."""
+
+from collections.abc import Mapping
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBasedTraceIdRatio
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+def setup_tracing(process: str, otlp_endpoint: str | None) -> TracerProvider:
+    """Install the process's tracer provider; without an endpoint ids are made and passed on, nothing is recorded."""
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": process, "service.namespace": "telar"}),
+        sampler=ParentBasedTraceIdRatio(1.0) if otlp_endpoint else ALWAYS_OFF,
+    )
+    if otlp_endpoint:
+        exporter = OTLPSpanExporter(endpoint=otlp_endpoint.rstrip("/") + "/v1/traces")
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def tracer() -> trace.Tracer:
+    return trace.get_tracer("telar")
+
+
+def parent_context(headers: Mapping[str, str]) -> Context:
+    return _PROPAGATOR.extract(headers)
+
+
+def current_traceparent() -> str | None:
+    """The W3C traceparent of the span under way, to be carried by an event or an outgoing request."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return carrier.get("traceparent")
+
+
+def current_trace_id() -> str | None:
+    context = trace.get_current_span().get_span_context()
+    return format(context.trace_id, "032x") if context.is_valid else None
+
+
+class Metrics:
+    """One service's registry with the series that every service has: requests by route, outbox, operations, pool."""
+
+    def __init__(self, service: str) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "telar_http_requests", "Requests answered", ("service", "method", "route", "status"), registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "telar_http_request_seconds",
+            "Time to the last byte of the answer",
+            ("service", "method", "route"),
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.problems = Counter(
+            "telar_problems", "Expected failures answered", ("service", "slug"), registry=self.registry
+        )
+        self.outbox_waiting = Gauge(
+            "telar_outbox_waiting", "Events not yet published", ("service",), registry=self.registry
+        )
+        self.outbox_lag_seconds = Gauge(
+            "telar_outbox_lag_seconds", "Age of the oldest unpublished event", ("service",), registry=self.registry
+        )
+        self.dead_letters = Counter(
+            "telar_dead_letters", "Messages that could not be handled", ("service",), registry=self.registry
+        )
+        self.operations = Counter(
+            "telar_operations", "Operations ended", ("service", "kind", "state"), registry=self.registry
+        )
+        self.operations_running = Gauge(
+            "telar_operations_running", "Operations under way here", ("service",), registry=self.registry
+        )
+        self.database_connections = Gauge(
+            "telar_database_connections_used", "Connections checked out", ("service",), registry=self.registry
+        )
+        self.service = service

@@ -1,0 +1,79 @@
+"""The unit of work: load, decide, save, add events and operations, commit; nothing happens without the commit."""
+
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Self
+
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from libs.common import outbox
+from libs.common.clock import Clock, SystemClock
+from libs.common.db import Database, database_errors
+from libs.common.events import Event, Payload
+from libs.common.telemetry import current_traceparent
+
+BeforeCommit = Callable[[AsyncSession], Awaitable[None]]
+
+before_commit: ContextVar[BeforeCommit | None] = ContextVar("before_commit", default=None)
+"""Set around a request that leaves a mark in the very transaction that changes something (idempotency keys)."""
+
+
+class UnitOfWork:
+    """One transaction: `async with uow_factory() as uow: …; await uow.commit()`; rolled back without a commit."""
+
+    def __init__(self, database: Database, *, source: str, clock: Clock) -> None:
+        self.session: AsyncSession = database.session()
+        self.clock = clock
+        self.source = source
+        self._events: list[Event] = []
+
+    def add_event(self, payload: Payload, *, subject: str, owner: str | None = None, sequence: int = 0) -> Event:
+        """Say what happened; the event leaves when this unit commits.
+
+        `sequence` is the subject's version after the change, so that consumers can drop an older event.
+        """
+        event = Event(
+            type=payload.event_type,
+            subject=subject,
+            source=self.source,
+            time=self.clock.now(),
+            data=payload.model_dump(mode="json"),
+            owner=owner,
+            traceparent=current_traceparent(),
+            sequence=sequence,
+        )
+        self._events.append(event)
+        return event
+
+    async def commit(self) -> None:
+        """Make the changes and their events durable together."""
+        with database_errors():
+            await self.session.flush()
+            if self._events:
+                await outbox.add(self.session, self._events)
+                self._events.clear()
+            mark = before_commit.get()
+            if mark is not None:
+                await mark(self.session)
+            await self.session.commit()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.session.close()
+
+
+class UnitOfWorkFactory:
+    """Makes units of work over one database; `source` (`/telar/vms`) is the CloudEvents source of their events."""
+
+    def __init__(self, database: Database, *, source: str, clock: Clock | None = None) -> None:
+        self.database = database
+        self.source = source
+        self._clock = clock or SystemClock()
+
+    def __call__(self) -> UnitOfWork:
+        return UnitOfWork(self.database, source=self.source, clock=self._clock)

@@ -1,0 +1,1 @@
+"""Who may do what: users, tickets, API tokens, roles and access control lists."""

@@ -1,0 +1,1 @@
+"""The cluster: nodes, resources, tasks, identifiers and pools."""

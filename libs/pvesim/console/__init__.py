@@ -1,0 +1,1 @@
+"""Consoles: displays over VNC, terminals, and the viewer files of SPICE."""

@@ -1,0 +1,1 @@
+"""High availability: managed resources, rules and groups, and the manager that follows them."""

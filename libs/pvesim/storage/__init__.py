@@ -1,0 +1,1 @@
+"""Storages and their volumes."""

@@ -1,0 +1,49 @@
+"""Routes for the gateway and the other services alone; the gateway's route table leads nobody here."""
+
+from fastapi import APIRouter, Response
+
+from libs.common.auth import ServiceOnly
+from services.auth.schemas import (
+    KeyExchangeIn,
+    LoginIn,
+    LogoutIn,
+    RefreshIn,
+    RevocationOut,
+    Revocations,
+    SessionGrant,
+)
+from services.auth.service import Sessions
+
+
+def internal_router(sessions: Sessions) -> APIRouter:
+    """Who somebody is, for the gateway that issues tokens; and what is revoked, for everyone that checks them."""
+    routes = APIRouter(prefix="/internal", include_in_schema=False)
+
+    @routes.post("/login")
+    async def login(body: LoginIn, _service: ServiceOnly) -> SessionGrant:
+        password = body.password.get_secret_value()
+        return await sessions.login(body.username, password, address=body.address, user_agent=body.user_agent)
+
+    @routes.post("/refresh")
+    async def refresh(body: RefreshIn, _service: ServiceOnly) -> SessionGrant:
+        return await sessions.refresh(body.refresh_token.get_secret_value(), address=body.address)
+
+    @routes.post("/logout", status_code=204)
+    async def logout(body: LogoutIn, _service: ServiceOnly) -> Response:
+        await sessions.logout(body.session_id, body.user_id)
+        return Response(status_code=204)
+
+    @routes.post("/api-keys/exchange")
+    async def exchange(body: KeyExchangeIn, _service: ServiceOnly) -> SessionGrant:
+        return await sessions.exchange_key(body.key.get_secret_value(), address=body.address)
+
+    @routes.get("/revocations")
+    async def revocations(_service: ServiceOnly) -> Revocations:
+        return Revocations(
+            items=[
+                RevocationOut(scope=one.scope, id=one.subject_id, revoked_at=one.revoked_at.timestamp())
+                for one in await sessions.revocations()
+            ]
+        )
+
+    return routes

@@ -1,0 +1,172 @@
+"""Stacks and their host ports in PostgreSQL."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import col, delete
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from libs.common.pagination import PageRequest, keyset
+from services.containers.domain.stacks import State
+from services.containers.errors import HostPortTaken, NoPortLeft, StackNameTaken
+from services.containers.models import HostPort, Stack, StackRevision
+
+DEFAULT_SORT = "-created_at"
+_PORT_TRIES = 20
+
+
+def sort_value(stack: Stack, sort: str | None) -> Sequence[Any]:
+    """A stack's place in a list of that order, for the cursor."""
+    return getattr(stack, (sort or DEFAULT_SORT).lstrip("-")), stack.id
+
+
+class StackRepository:
+    """The stack records, in the caller's transaction."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def get(self, stack_id: UUID, *, for_update: bool = False) -> Stack | None:
+        return await self._session.get(Stack, stack_id, with_for_update=for_update or None)
+
+    async def id_of(self, number: int) -> UUID | None:
+        found: UUID | None = await self._session.scalar(select(col(Stack.id)).where(col(Stack.number) == number))
+        return found
+
+    async def of_project(self, project: str) -> Stack | None:
+        """The stack of a compose project, locked."""
+        query = select(Stack).where(col(Stack.project) == project).with_for_update()
+        return (await self._session.execute(query)).scalar_one_or_none()
+
+    async def settled_projects(self) -> Sequence[str]:
+        """The projects of all stacks that run or are stopped."""
+        settled = (State.RUNNING.value, State.STOPPED.value)
+        return (
+            (await self._session.execute(select(col(Stack.project)).where(col(Stack.state).in_(settled))))
+            .scalars()
+            .all()
+        )
+
+    async def add(self, stack: Stack) -> None:
+        """Insert it, so that its number is known; raises StackNameTaken."""
+        self._session.add(stack)
+        try:
+            await self._session.flush()
+        except IntegrityError as error:
+            raise StackNameTaken(f"Choose another name, or delete the stack {stack.name!r}") from error
+
+    async def remove(self, stack: Stack) -> None:
+        await self._session.delete(stack)
+        await self._session.flush()
+
+    async def list(self, request: PageRequest, *, owner_id: str | None, state: State | None) -> Sequence[Stack]:
+        """One page, and one stack more if there are any; without an owner everyone's."""
+        query = select(Stack)
+        if owner_id is not None:
+            query = query.where(col(Stack.owner_id) == owner_id)
+        if state is not None:
+            query = query.where(col(Stack.state) == state.value)
+        entity: Any = Stack
+        columns = {name: getattr(entity, name) for name in ("created_at", "updated_at", "name")}
+        query = keyset(query, request, columns=columns, key=entity.id, default=DEFAULT_SORT)
+        return (await self._session.execute(query)).scalars().all()
+
+    async def with_files(self, stack_ids: Collection[UUID]) -> set[UUID]:
+        """Which of these stacks exist and need their folders."""
+        kept = select(col(Stack.id)).where(col(Stack.id).in_(stack_ids), col(Stack.state) != State.FAILED.value)
+        return set((await self._session.execute(kept)).scalars())
+
+    async def any(self) -> bool:
+        return await self._session.scalar(select(col(Stack.id)).limit(1)) is not None
+
+
+class RevisionRepository:
+    """Revisions of stacks, in the caller's transaction."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def get(self, stack_id: UUID, number: int, *, for_update: bool = False) -> StackRevision | None:
+        return await self._session.get(StackRevision, (stack_id, number), with_for_update=for_update or None)
+
+    async def add(self, revision: StackRevision) -> None:
+        self._session.add(revision)
+        await self._session.flush()
+
+    async def of(self, stack_id: UUID) -> Sequence[StackRevision]:
+        """All of a stack's, newest first."""
+        query = select(StackRevision).where(col(StackRevision.stack_id) == stack_id)
+        return (await self._session.execute(query.order_by(col(StackRevision.number).desc()))).scalars().all()
+
+    async def remove(self, stack_id: UUID, numbers: Collection[int]) -> None:
+        query = delete(StackRevision).where(
+            col(StackRevision.stack_id) == stack_id, col(StackRevision.number).in_(numbers)
+        )
+        await self._session.execute(query)
+
+
+class PortRepository:
+    """Host ports, each given to one stack at a time, in the caller's transaction."""
+
+    def __init__(self, session: AsyncSession, first: int, last: int) -> None:
+        self._session = session
+        self._first = first
+        self._last = last
+
+    async def reserve(self, stack_id: UUID, count: int, *, avoid: Collection[int] = ()) -> list[int]:
+        """Take free ports, chosen at random so that parallel requests seldom meet; raises NoPortLeft.
+
+        Of requests that do meet one inserts the row; the others wait for its commit, see the row and choose again.
+        """
+        taken: list[int] = []
+        for _ in range(_PORT_TRIES):
+            wanted = await self._free(count - len(taken), [*avoid, *taken])
+            if not wanted:
+                break
+            # Sorted: two requests that want the same two ports must not wait for each other.
+            adding = insert(HostPort).values([{"port": port, "stack_id": stack_id} for port in sorted(wanted)])
+            added = await self._session.execute(adding.on_conflict_do_nothing().returning(col(HostPort.port)))
+            taken += added.scalars().all()
+            if len(taken) == count:
+                return taken
+        raise NoPortLeft(
+            f"All ports from {self._first} to {self._last} are given away; delete a stack or tell an operator",
+            retry_after_s=60,
+        )
+
+    async def take(self, stack_id: UUID, ports: Collection[int]) -> None:
+        """Take these very ports; raises HostPortTaken if one of them belongs to another stack."""
+        if not ports:
+            return
+        adding = insert(HostPort).values([{"port": port, "stack_id": stack_id} for port in sorted(set(ports))])
+        await self._session.execute(adding.on_conflict_do_nothing())
+        held = select(col(HostPort.port)).where(col(HostPort.stack_id) == stack_id, col(HostPort.port).in_(ports))
+        missing = set(ports) - set((await self._session.execute(held)).scalars())
+        if missing:
+            raise HostPortTaken(f"Port {min(missing)} belongs to another stack; leave it out to be given one")
+
+    async def release_but(self, stack_id: UUID, kept: Collection[int]) -> None:
+        """Give back all of a stack's ports but those."""
+        query = delete(HostPort).where(col(HostPort.stack_id) == stack_id, col(HostPort.port).not_in(kept))
+        await self._session.execute(query)
+
+    async def release(self, stack_id: UUID, ports: Collection[int] | None = None) -> None:
+        """Give a stack's ports back, all of them unless some are named."""
+        query = delete(HostPort).where(col(HostPort.stack_id) == stack_id)
+        if ports is not None:
+            query = query.where(col(HostPort.port).in_(ports))
+        await self._session.execute(query)
+
+    async def _free(self, count: int, avoid: Collection[int]) -> Sequence[int]:
+        candidate = func.generate_series(self._first, self._last).column_valued("candidate")
+        query = (
+            select(candidate)
+            .where(~select(HostPort).where(col(HostPort.port) == candidate).exists(), candidate.not_in(avoid))
+            .order_by(func.random())
+            .limit(count)
+        )
+        return (await self._session.execute(query)).scalars().all()

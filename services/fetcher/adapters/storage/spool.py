@@ -1,0 +1,99 @@
+"""A process's own folder for bodies on their way, locked while it lives; the locks and syncs of the folder store."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from libs.common.ids import uuid7
+
+_libc_syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+
+
+class Spool:
+    """`<root>/<made-up name>`: what a killed process left in its own goes at the next start of any."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / uuid7().hex
+        self._lock: int | None = None
+        self._number = 0
+
+    def start(self) -> None:
+        """Make the folder and remove dead processes'; raises OSError if the root cannot be written."""
+        with locked(self.path.parent):  # no other start takes this folder for a dead one's before it is locked
+            self.path.mkdir()
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            for other in self.path.parent.iterdir():
+                if other != self.path:
+                    _remove_unlocked(other)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def temporary(self) -> Path:
+        self._number += 1
+        return self.path / f"{self._number}-{uuid7().hex}"
+
+
+def sync(folder: Path) -> None:
+    """Wait until the file system has all that was written: one call for a whole batch (Linux's syncfs(2))."""
+    if _libc_syncfs is None:
+        os.sync()
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc_syncfs(handle) != 0:
+            number = ctypes.get_errno() or errno.EIO
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, make: bool = True) -> Iterator[None]:
+    """The folder, made if need be, under a lock that keeps two processes from losing each other's metadata."""
+    while True:
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            if not make:
+                raise
+            folder.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if not _is_still(folder, handle):
+                continue  # removed by who had it before
+            yield
+        finally:
+            os.close(handle)
+        return
+
+
+def _is_still(folder: Path, handle: int) -> bool:
+    try:
+        return folder.stat().st_ino == os.fstat(handle).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _remove_unlocked(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass  # its process lives
+    finally:
+        os.close(handle)

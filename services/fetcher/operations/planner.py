@@ -1,0 +1,131 @@
+"""Planning: stream the source documents and write one item per picture, again and again to the same ids."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+from bson import json_util
+
+from libs.common.errors import TelarError
+from services.fetcher.domain import names, references
+from services.fetcher.models import Item, Job
+from services.fetcher.ports import ItemRepository, JobRepository, PictureStore, SourceCollections
+from services.fetcher.service.selection import Selection
+
+_BATCH = 500
+
+_log = structlog.get_logger()
+
+
+class Planner:
+    """Plans a job under a lease that each batch renews; a plan that was cut is simply made again."""
+
+    def __init__(
+        self,
+        jobs: JobRepository,
+        items: ItemRepository,
+        source: SourceCollections,
+        store: PictureStore,
+        *,
+        holder: str,
+        lease_ms: int,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._now_ms = now_ms
+        self._jobs = jobs
+        self._items = items
+        self._source = source
+        self._selection = Selection(source)
+        self._store = store
+        self._holder = holder
+        self._lease_ms = lease_ms
+
+    async def plan(self, job: Job) -> bool:
+        """Write the job's items if nobody else is doing it; False if the right to plan was lost.
+
+        Raises SourceUnavailable, SourceRefused (NoPictureField among them) and DocumentNotFound.
+        """
+        now_ms = self._now_ms()
+        until_ms = now_ms + self._lease_ms
+        if not await self._jobs.claim_planning(job.id, holder=self._holder, now_ms=now_ms, until_ms=until_ms):
+            return False
+        query = await self._selection.query(
+            job.database, job.collection, document_id=job.document_id, filter_text=job.filter
+        )
+        field = job.search_field or await self._field(job, query)
+        if job.conditional is None:
+            known = not job.refetch and await self._store.holds(job.database, job.collection)
+            await self._jobs.note_planning(job.id, holder=self._holder, conditional=known)
+        documents = 0
+        if field is not None:
+            written = await self._write(job, query, field)
+            if written is None:
+                return False
+            documents = written
+        _log.info("job_planned", job_id=job.id, documents=documents, search_field=field)
+        return await self._jobs.note_planning(
+            job.id, holder=self._holder, planned=True, documents=documents, error=None, error_detail=None
+        )
+
+    async def note_wait(self, job: Job, error: TelarError) -> None:
+        """Show in the job what its plan waits for."""
+        with contextlib.suppress(TelarError):
+            await self._jobs.note_planning(
+                job.id, holder=self._holder, error=error.slug, error_detail="The job goes on when it answers again"
+            )
+
+    async def _field(self, job: Job, query: Mapping[str, Any]) -> str | None:
+        """The field that holds URLs; None if there are no documents at all."""
+        field = await self._selection.guess(job.database, job.collection, query)
+        if field is not None:
+            await self._jobs.note_planning(job.id, holder=self._holder, search_field=field, field_guessed=True)
+        return field
+
+    async def _write(self, job: Job, query: Mapping[str, Any], field: str) -> int | None:
+        documents = 0
+        batch: list[Item] = []
+        stream = self._source.stream(job.database, job.collection, query, field=field, limit=job.limit)
+        async for document in stream:
+            documents += 1
+            batch += items_of(job, document, field)
+            if len(batch) >= _BATCH:
+                await self._items.add(batch)
+                batch = []
+                if not await self._renew(job, documents):
+                    return None
+        await self._items.add(batch)
+        return documents
+
+    async def _renew(self, job: Job, documents: int) -> bool:
+        current = await self._jobs.get(job.id)
+        if current is None or current.state is not job.state:
+            return False
+        until_ms = self._now_ms() + self._lease_ms
+        return await self._jobs.note_planning(
+            job.id, holder=self._holder, documents=documents, planner_until_ms=until_ms
+        )
+
+
+def items_of(job: Job, document: Mapping[str, Any], field: str) -> list[Item]:
+    """One item per URL of a document; the id is made of job, document and position, so that it is always the same."""
+    key = document["_id"]
+    document_id = str(key)
+    digest = hashlib.sha256(f"{type(key).__name__}:{document_id}".encode()).hexdigest()[:20]
+    document_key = json_util.dumps(key) if job.write_back else None
+    folder = f"{job.database}/{job.collection}/{names.folder_name(document_id, field)}"
+    return [
+        Item(
+            id=f"{job.id}:{digest}:{position:03d}",
+            job_id=job.id,
+            document_id=document_id,
+            search_field=field,
+            position=position,
+            folder=folder,
+            url=url,
+            domain=references.domain_of(url),
+            document_key=document_key,
+        )
+        for position, url in enumerate(references.pictures_in(document, field), start=1)
+    ]

@@ -1,0 +1,38 @@
+"""The connection to the job store."""
+
+from typing import Any
+
+from motor.motor_asyncio import AsyncIOMotorClient
+
+from libs.common.clock import Clock, SystemClock
+from services.fetcher.errors import job_store_errors
+
+_ANSWER_MS = 30_000
+"""An answer that does not come (a server that hangs, a network that swallows it) must not stop a worker for ever."""
+
+
+class MongoStore:
+    """One database of one MongoDB-compatible server; must be made inside the event loop that uses it."""
+
+    def __init__(self, uri: str, database: str, *, clock: Clock | None = None, timeout_s: float = 5.0) -> None:
+        self._client: Any = AsyncIOMotorClient(
+            uri,
+            tz_aware=True,
+            appname="telar-fetcher",
+            serverSelectionTimeoutMS=int(timeout_s * 1000),
+            connectTimeoutMS=int(timeout_s * 1000),
+            socketTimeoutMS=_ANSWER_MS,
+        )
+        self.database: Any = self._client[database]
+        self._clock = clock or SystemClock()
+
+    def now_ms(self) -> int:
+        return int(self._clock.now().timestamp() * 1000)
+
+    async def ping(self) -> None:
+        """Ask the server for a sign of life; raises JobStoreUnavailable."""
+        with job_store_errors():
+            await self.database.command("ping")
+
+    def close(self) -> None:
+        self._client.close()

@@ -1,0 +1,197 @@
+"""Items in MongoDB: taken in batches by id under a guard, ended only by their holder."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError
+
+from libs.common.ids import uuid7
+from services.fetcher.domain.jobs import OPEN_ITEMS, ItemState
+from services.fetcher.errors import job_store_errors
+from services.fetcher.models import DomainFailures, DomainTally, Item, ItemFilter
+from services.fetcher.repository.connection import MongoStore
+
+_DUPLICATE_KEY = 11000
+_PROCESSED = re.compile(r"(.+)/processed/img_(\d{3})-[^/]+")
+_OPEN = [state.value for state in ItemState if state in OPEN_ITEMS]
+_ENDED = [state.value for state in ItemState if state not in OPEN_ITEMS]
+_FREE = {"lease_holder": None, "lease_until_ms": 0, "claim": None}
+
+
+class MongoItems:
+    """Implements `ports.ItemRepository`."""
+
+    def __init__(self, store: MongoStore) -> None:
+        self._store = store
+        self._items = store.database["items"]
+
+    async def add(self, items: Sequence[Item]) -> None:
+        if not items:
+            return
+        try:
+            with job_store_errors():
+                await self._items.insert_many([{**item.to_document(), **_FREE} for item in items], ordered=False)
+        except BulkWriteError as error:
+            if any(failure.get("code") != _DUPLICATE_KEY for failure in error.details.get("writeErrors", ())):
+                raise
+
+    async def claim(
+        self, job_id: str, *, limit: int, holder: str, now_ms: int, until_ms: int, without: Collection[str]
+    ) -> list[Item]:
+        query: dict[str, Any] = {
+            "job_id": job_id,
+            "state": ItemState.PENDING.value,
+            "not_before_ms": {"$lte": now_ms},
+        }
+        if without:
+            query["domain"] = {"$nin": sorted(without)}
+        claim = uuid7().hex
+        with job_store_errors():
+            due = await self._items.find(query, {"_id": 1}).limit(limit).to_list(limit)
+            if not due:
+                return []
+            await self._items.update_many(
+                {"_id": {"$in": [document["_id"] for document in due]}, "state": ItemState.PENDING.value},
+                {
+                    "$set": {
+                        "state": ItemState.DOWNLOADING.value,
+                        "lease_holder": holder,
+                        "lease_until_ms": until_ms,
+                        "claim": claim,
+                    },
+                    "$inc": {"attempts": 1},
+                },
+            )
+            taken = await self._items.find({"claim": claim}).to_list(limit)
+        return [Item.from_document(document) for document in taken]
+
+    async def renew(self, holder: str, *, until_ms: int) -> None:
+        with job_store_errors():
+            await self._items.update_many(
+                {"lease_holder": holder, "state": ItemState.DOWNLOADING.value}, {"$set": {"lease_until_ms": until_ms}}
+            )
+
+    async def settle(self, holder: str, outcomes: Mapping[str, Mapping[str, Any]]) -> int:
+        if not outcomes:
+            return 0
+        updates = [
+            UpdateOne(
+                {"_id": item_id, "lease_holder": holder, "state": ItemState.DOWNLOADING.value},
+                {"$set": {**changes, **_FREE, "updated_at_ms": self._store.now_ms()}},
+            )
+            for item_id, changes in outcomes.items()
+        ]
+        with job_store_errors():
+            result = await self._items.bulk_write(updates, ordered=False)
+        return int(result.matched_count)
+
+    async def give_back(self, holder: str, ids: Collection[str], state: ItemState, *, now_ms: int) -> None:
+        if not ids:
+            return
+        with job_store_errors():
+            await self._items.update_many(
+                {"_id": {"$in": list(ids)}, "lease_holder": holder, "state": ItemState.DOWNLOADING.value},
+                {"$set": {**_FREE, "state": state.value, "updated_at_ms": now_ms}, "$inc": {"attempts": -1}},
+            )
+
+    async def held(self, holder: str) -> set[str]:
+        query = {"lease_holder": holder, "state": ItemState.DOWNLOADING.value}
+        with job_store_errors():
+            documents = await self._items.find(query, {"_id": 1}).to_list(None)
+        return {document["_id"] for document in documents}
+
+    async def expire(self, now_ms: int) -> set[str]:
+        lost = {"state": ItemState.DOWNLOADING.value, "lease_until_ms": {"$lt": now_ms}}
+        with job_store_errors():
+            documents = await self._items.find(lost, {"job_id": 1}).to_list(None)
+            if documents:
+                await self._items.update_many(
+                    {"_id": {"$in": [document["_id"] for document in documents]}, **lost},
+                    {"$set": {**_FREE, "state": ItemState.PENDING.value, "updated_at_ms": now_ms}},
+                )
+        return {document["job_id"] for document in documents}
+
+    async def move(
+        self, job_id: str, state: ItemState, to: ItemState, *, now_ms: int, only: ItemFilter | None = None
+    ) -> None:
+        changes = {**_FREE, "state": to.value, "attempts": 0, "not_before_ms": 0, "updated_at_ms": now_ms}
+        if to is ItemState.CANCELLED:
+            del changes["attempts"]
+        with job_store_errors():
+            await self._items.update_many(
+                {**(only.to_query() if only else {}), "job_id": job_id, "state": state.value}, {"$set": changes}
+            )
+
+    async def has_open(self, job_id: str) -> bool:
+        """A query sees items change state under it, so that «none is open» is believed only if all have ended."""
+        with job_store_errors():
+            if await self._items.find_one({"job_id": job_id, "state": {"$in": _OPEN}}, {"_id": 1}):
+                return True
+        counts, _ = await self.counts(job_id)
+        ended = sum(counts[state] for state in _ENDED)
+        return ended < sum(int(row["items"]) for row in await self._grouped({"job_id": job_id}, "job_id"))
+
+    async def counts(self, job_id: str) -> tuple[dict[str, int], int]:
+        rows = await self._grouped({"job_id": job_id}, "state")
+        counts = {state.value: 0 for state in ItemState} | {row["_id"]: row["items"] for row in rows}
+        return counts, sum(row["size_bytes"] for row in rows)
+
+    async def domains(self, job_id: str) -> list[DomainTally]:
+        """One grouping per state: not every server groups by two fields at once."""
+        items: dict[str, dict[str, int]] = {}
+        size_bytes: dict[str, int] = {}
+        for state in ItemState:
+            for row in await self._grouped({"job_id": job_id, "state": state.value}, "domain"):
+                items.setdefault(row["_id"], {})[state.value] = row["items"]
+                size_bytes[row["_id"]] = size_bytes.get(row["_id"], 0) + row["size_bytes"]
+        tallies = [DomainTally(domain, counts, size_bytes[domain]) for domain, counts in items.items()]
+        return sorted(tallies, key=lambda tally: (-sum(tally.items.values()), tally.domain))
+
+    async def ended_since(self, job_id: str, since_ms: int) -> int:
+        """By grouping, which every server counts by its index; one for each state, for the same reason."""
+        recent = {"job_id": job_id, "updated_at_ms": {"$gte": since_ms}}
+        ended = [ItemState.COMPLETED.value, ItemState.FAILED.value]
+        rows = [row for state in ended for row in await self._grouped({**recent, "state": state}, "state")]
+        return sum(row["items"] for row in rows)
+
+    async def failures(self, job_id: str) -> list[DomainFailures]:
+        """One grouping per reason: not every server groups by two fields at once."""
+        failed = {"job_id": job_id, "state": ItemState.FAILED.value}
+        found: dict[str, dict[str, int]] = {}
+        for by_reason in await self._grouped(failed, "reason"):
+            for row in await self._grouped({**failed, "reason": by_reason["_id"]}, "domain"):
+                found.setdefault(row["_id"], {})[by_reason["_id"]] = row["items"]
+        failures = [DomainFailures(domain, reasons) for domain, reasons in found.items()]
+        return sorted(failures, key=lambda row: (-sum(row.reasons.values()), row.domain))
+
+    async def page(self, job_id: str, only: ItemFilter, *, after: str | None, limit: int) -> list[Item]:
+        query: dict[str, Any] = {"job_id": job_id, **only.to_query()}
+        if after is not None:
+            query["key"] = {"$gt": after}
+        with job_store_errors():
+            documents = await self._items.find(query).sort("key", 1).limit(limit).to_list(limit)
+        return [Item.from_document(document) for document in documents]
+
+    async def with_file(self, job_id: str, path: str) -> bool:
+        query: dict[str, Any] = {"job_id": job_id, "path": path}
+        folder, _, name = path.rpartition("/")
+        if name == "metadata.json":
+            query = {"job_id": job_id, "folder": folder}
+        elif (made := _PROCESSED.fullmatch(path)) is not None:
+            query = {"job_id": job_id, "folder": made[1], "position": int(made[2])}
+        with job_store_errors():
+            return await self._items.find_one(query, {"_id": 1}) is not None
+
+    async def delete_of(self, job_id: str) -> None:
+        with job_store_errors():
+            await self._items.delete_many({"job_id": job_id})
+
+    async def _grouped(self, query: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
+        group = {"_id": f"${field}", "items": {"$sum": 1}, "size_bytes": {"$sum": "$size_bytes"}}
+        with job_store_errors():
+            rows: list[dict[str, Any]] = await self._items.aggregate([{"$match": query}, {"$group": group}]).to_list(
+                None
+            )
+        return rows

@@ -1,0 +1,1 @@
+"""Systems outside the service: the blob folder and the disk image inspectors."""

@@ -1,0 +1,196 @@
+"""Virtual machines and their VMIDs in PostgreSQL."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Text, cast, delete, func, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from libs.common.operations import State as OperationState
+from libs.common.operations import operations_table
+from libs.common.pagination import PageRequest, keyset
+from services.vms.domain.states import State
+from services.vms.models import Vm, VmidLease
+
+HELD, LEFTOVER, FOREIGN = "held", "leftover", "foreign"
+_SORTABLE = ("created_at", "updated_at", "name", "cores", "memory_mib", "disk_gib")
+DEFAULT_SORT = "-created_at"
+_TURNS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class VmFilter:
+    """What a list is narrowed to; `name` matches any part, in any case."""
+
+    name: str | None = None
+    state: State | None = None
+    node: str | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        found: list[ColumnElement[bool]] = []
+        if self.name is not None:
+            found.append(col(Vm.name).icontains(self.name, autoescape=True))
+        if self.state is not None:
+            found.append(col(Vm.state) == self.state.value)
+        if self.node is not None:
+            found.append(col(Vm.node) == self.node)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """What Telar's own machines were promised on one node."""
+
+    cores: int = 0
+    memory_mib: int = 0
+    machines: int = 0
+
+
+def sort_value(vm: Vm, sort: str | None) -> Sequence[Any]:
+    """A machine's place in a list of that order, for the cursor."""
+    return getattr(vm, (sort or DEFAULT_SORT).lstrip("-")), vm.id
+
+
+class VmRepository:
+    """The machines' records, in the caller's transaction."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def get(self, vm_id: UUID, *, for_update: bool = False) -> Vm | None:
+        return await self._session.get(Vm, vm_id, with_for_update=for_update or None)
+
+    async def by_integer(self, number: int, *, vmid_first: bool) -> Vm | None:
+        """The machine that older clients mean: by VMID or by its record's number."""
+        found = (
+            await self._session.execute(select(Vm).where(or_(col(Vm.vmid) == number, col(Vm.number) == number)))
+        ).scalars()
+        by_key = {("vmid" if vm.vmid == number else "number"): vm for vm in found}
+        first, second = ("vmid", "number") if vmid_first else ("number", "vmid")
+        return by_key.get(first) or by_key.get(second)
+
+    async def add(self, vm: Vm) -> None:
+        """Add a record; its number is known afterwards."""
+        self._session.add(vm)
+        await self._session.flush()
+        await self._session.refresh(vm, ["number"])
+
+    async def remove(self, vm: Vm) -> None:
+        await self._session.delete(vm)
+        await self._session.flush()
+
+    async def list(self, wanted: VmFilter, request: PageRequest, *, owner_id: str | None) -> Sequence[Vm]:
+        """One page, and one machine more if there are any, of one owner's; None lists everyone's."""
+        entity: Any = Vm
+        query = select(Vm).where(*wanted.conditions())
+        if owner_id is not None:
+            query = query.where(col(Vm.owner_id) == owner_id)
+        columns = {name: getattr(entity, name) for name in _SORTABLE}
+        query = keyset(query, request, columns=columns, key=entity.id, default=DEFAULT_SORT)
+        return (await self._session.execute(query)).scalars().all()
+
+    async def settled(self, cluster: str) -> Sequence[Vm]:
+        """The machines of a cluster that it may tell something new about, without those being worked on."""
+        states = [state.value for state in State if state.settled]
+        working = select(operations_table.c.resource_id).where(
+            operations_table.c.resource_type == "vm",
+            operations_table.c.state.in_((OperationState.PENDING, OperationState.RUNNING)),
+        )
+        query = select(Vm).where(
+            col(Vm.cluster) == cluster,
+            col(Vm.state).in_(states),
+            cast(col(Vm.id), Text).not_in(working),
+        )
+        return (await self._session.execute(query)).scalars().all()
+
+    async def lock_placement(self, cluster: str) -> None:
+        """Let one placement at a time decide on a cluster, until the end of the transaction."""
+        await self._session.execute(
+            select(func.pg_advisory_xact_lock(func.hashtextextended("placement " + cluster, 0)))
+        )
+
+    async def promised(self, cluster: str) -> Mapping[str, Promised]:
+        """By node, what Telar's machines were promised."""
+        query = (
+            select(col(Vm.node), func.sum(Vm.cores), func.sum(Vm.memory_mib), func.count())
+            .where(col(Vm.cluster) == cluster, col(Vm.node).is_not(None))
+            .group_by(col(Vm.node))
+        )
+        rows = (await self._session.execute(query)).all()
+        return {node: Promised(int(cores), int(memory), int(count)) for node, cores, memory, count in rows}
+
+    async def vmids(self, cluster: str) -> set[int]:
+        rows = await self._session.execute(
+            select(col(Vm.vmid)).where(col(Vm.cluster) == cluster, col(Vm.vmid).is_not(None))
+        )
+        return {vmid for vmid in rows.scalars() if vmid is not None}
+
+    async def unfinished(self, vm_id: UUID) -> str | None:
+        """The id of an operation on the machine that waits or runs."""
+        query = select(operations_table.c.id).where(
+            operations_table.c.resource_type == "vm",
+            operations_table.c.resource_id == str(vm_id),
+            operations_table.c.state.in_((OperationState.PENDING, OperationState.RUNNING)),
+        )
+        found: str | None = await self._session.scalar(query.limit(1))
+        return found
+
+
+class VmidRepository:
+    """Which VMIDs are taken, in the caller's transaction; the table's key lets nobody have one twice."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def lease(self, cluster: str, vm_id: UUID, *, first: int, last: int, now: datetime) -> int | None:
+        """Lease a free VMID of the range; None if there is none.
+
+        Turns go round the range, so that an id comes back as late as possible: backups and firewall rules of a machine
+        that is gone may linger under it.
+        """
+        size = last - first + 1
+        for _ in range(min(size, _TURNS)):
+            turn = await self._session.scalar(select(func.nextval("vmid_turns")))
+            vmid = first + int(turn or 0) % size
+            if await self._take(cluster, vm_id, vmid, now):
+                return vmid
+        known = select(col(VmidLease.vmid)).where(col(VmidLease.cluster) == cluster)
+        taken = set((await self._session.execute(known)).scalars())
+        for vmid in range(first, last + 1):
+            if vmid not in taken and await self._take(cluster, vm_id, vmid, now):
+                return vmid
+        return None
+
+    async def _take(self, cluster: str, vm_id: UUID, vmid: int, now: datetime) -> bool:
+        taking = insert(VmidLease).values(cluster=cluster, vmid=vmid, state=HELD, vm_id=vm_id, reason="", since=now)
+        row = await self._session.execute(taking.on_conflict_do_nothing().returning(col(VmidLease.vmid)))
+        return row.first() is not None
+
+    async def mark(self, cluster: str, vmid: int, state: str, *, node: str | None, reason: str, now: datetime) -> None:
+        await self._session.execute(
+            update(VmidLease)
+            .where(col(VmidLease.cluster) == cluster, col(VmidLease.vmid) == vmid)
+            .values(state=state, node=node, reason=reason[:500], since=now)
+        )
+
+    async def release(self, cluster: str, vmid: int) -> None:
+        await self._session.execute(
+            delete(VmidLease).where(col(VmidLease.cluster) == cluster, col(VmidLease.vmid) == vmid)
+        )
+
+    async def release_held(self, cluster: str, vmid: int) -> None:
+        """Free a VMID, unless something may still have it."""
+        await self._session.execute(
+            delete(VmidLease).where(
+                col(VmidLease.cluster) == cluster, col(VmidLease.vmid) == vmid, col(VmidLease.state) == HELD
+            )
+        )
+
+    async def not_held(self, cluster: str) -> Sequence[VmidLease]:
+        query = select(VmidLease).where(col(VmidLease.cluster) == cluster, col(VmidLease.state) != text("'held'"))
+        return (await self._session.execute(query.order_by(col(VmidLease.vmid)))).scalars().all()

@@ -1,0 +1,48 @@
+"""Which machines a caller may see, and which may be worked on now."""
+
+from uuid import UUID
+
+from libs.common.auth import Principal
+from libs.common.etag import check_if_match
+from libs.common.operations import Operation, enqueue
+from libs.common.uow import UnitOfWork
+from services.vms.errors import VmBusy, VmNotFound
+from services.vms.models import Vm
+from services.vms.repository import VmRepository
+from services.vms.service.records import RESOURCE_TYPE
+
+Reference = UUID | tuple[int, bool]
+"""A machine's id, or an older client's integer and whether it means the VMID first (else the record's number)."""
+
+
+async def visible(uow: UnitOfWork, principal: Principal, reference: Reference) -> Vm:
+    """The machine; raises VmNotFound, also for one of somebody else's."""
+    machines = VmRepository(uow.session)
+    if isinstance(reference, UUID):
+        vm = await machines.get(reference)
+    else:
+        number, vmid_first = reference
+        vm = await machines.by_integer(number, vmid_first=vmid_first)
+    if vm is None or not principal.may_see(vm.owner_id):
+        raise VmNotFound("There is no such machine, or it is not yours")
+    return vm
+
+
+async def changeable(
+    uow: UnitOfWork, principal: Principal, reference: Reference, if_match: str | None = None, *, busy: bool = False
+) -> Vm:
+    """Lock a machine that the caller may change; raises PreconditionFailed, or VmBusy unless `busy` may be."""
+    vm = await visible(uow, principal, reference)
+    await uow.session.refresh(vm, with_for_update=True)
+    check_if_match(if_match, vm.version)
+    under_way = None if busy else await VmRepository(uow.session).unfinished(vm.id)
+    if under_way is not None:
+        raise VmBusy(f"Wait for the operation {under_way}, or cancel it", retry_after_s=2)
+    return vm
+
+
+async def begin(uow: UnitOfWork, kind: str, vm: Vm, given: dict[str, object]) -> Operation:
+    """Add an operation on a machine to the unit of work."""
+    return await enqueue(
+        uow, kind=kind, resource_type=RESOURCE_TYPE, resource_id=str(vm.id), owner_id=vm.owner_id, input=given
+    )

@@ -1,0 +1,3 @@
+from tests.integration.vms.conftest import lab, service
+
+__all__ = ["lab", "service"]

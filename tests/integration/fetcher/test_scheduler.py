@@ -1,0 +1,149 @@
+"""Whose item runs next, with the items in a real store and downloads that end when the test lets them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+from services.fetcher.adapters.storage import FolderStore
+from services.fetcher.domain.jobs import ItemState, JobKind
+from services.fetcher.domain.troubles import Manners
+from services.fetcher.errors import JobStoreUnavailable
+from services.fetcher.models import Item, Job
+from services.fetcher.operations import Committer, Politeness, Rules, Scheduler
+from services.fetcher.operations.worker import Downloaded, ItemWorker, Outcome
+from services.fetcher.repository import MongoDomains, MongoItems, MongoPermits, MongoStore
+
+LARGE, SMALL = "job-large", "job-small"
+
+
+class OneAtATime:
+    """Stands for the downloads: each waits until it is let go; remembers whose turn it was."""
+
+    def __init__(self) -> None:
+        self.turns: list[str] = []
+        self.go = asyncio.Semaphore(0)
+
+    async def run(self, item: Item, _job: Job, *, max_attempts: int, downloaded: Downloaded) -> Outcome:
+        self.turns.append(item.job_id)
+        await self.go.acquire()
+        downloaded(None)
+        return Outcome(ItemState.COMPLETED, {"state": ItemState.COMPLETED.value, "attempts": max_attempts})
+
+
+def job(job_id: str) -> Job:
+    return Job(
+        id=job_id,
+        owner_id="ada",
+        kind=JobKind.COLLECTION,
+        database="shop",
+        collection="products",
+        created_at_ms=1,
+        updated_at_ms=1,
+    )
+
+
+def items(job_id: str, count: int) -> list[Item]:
+    return [
+        Item(
+            id=f"{job_id}:{number:05d}",
+            job_id=job_id,
+            document_id=str(number),
+            search_field="image",
+            position=1,
+            folder=f"shop/products/{number}-image",
+            url=f"http://a.example/{number}.jpg",
+            domain="a.example",
+        )
+        for number in range(count)
+    ]
+
+
+def politeness(store: MongoStore) -> Politeness:
+    return Politeness(
+        MongoPermits(store),
+        MongoDomains(store),
+        Manners(per_domain=1, backoff_s=1, breaker_s=1, cap_s=60, dead_s=60),
+        holder="test",
+        lease_ms=60_000,
+        max_downloads=1,
+        now_ms=store.now_ms,
+    )
+
+
+class LosesAnAnswer(MongoItems):
+    """A job store whose first answer about taken items is lost on its way."""
+
+    lost = 0
+
+    async def claim(self, job_id: str, **options: Any) -> list[Item]:
+        taken = await super().claim(job_id, **options)
+        if not self.lost:
+            self.lost = len(taken)
+            raise JobStoreUnavailable
+        return taken
+
+
+async def test_items_taken_by_a_call_whose_answer_was_lost_are_not_held_for_ever(
+    store: MongoStore, tmp_path: Path, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    repository = LosesAnAnswer(store)
+    await repository.add(items(SMALL, 4))
+    downloads = OneAtATime()
+    worker = cast("ItemWorker", downloads)
+    scheduler, committer = scheduling(store, repository, worker, tmp_path)
+    await scheduler.set_jobs({SMALL: job(SMALL)}, {})
+    scheduler.start(committer)
+    await eventually(lambda: downloads.turns == [SMALL])
+    assert repository.lost == 4
+    for turn in range(2, 5):
+        downloads.go.release()
+        await eventually(lambda turn=turn: len(downloads.turns) == turn)
+    downloads.go.release()
+    await scheduler.close()
+    assert (await repository.counts(SMALL))[0]["completed"] == 4
+
+
+def scheduling(
+    store: MongoStore, repository: MongoItems, worker: ItemWorker, folder: Path
+) -> tuple[Scheduler, Committer]:
+    """A scheduler of one download at a time, and the committer it is started with."""
+    scheduler = Scheduler(
+        repository,
+        worker,
+        politeness(store),
+        Rules(max_downloads=1, max_per_domain=1, max_unwritten=1, rate_per_domain=None, max_attempts=1),
+        holder="test",
+        lease_ms=60_000,
+        now_ms=store.now_ms,
+    )
+    committer = Committer(
+        repository,
+        FolderStore(folder),
+        worker,
+        holder="test",
+        on_outcome=lambda *_: None,
+        on_room=scheduler.room,
+        on_full=lambda _: None,
+    )
+    return scheduler, committer
+
+
+async def test_a_place_that_frees_goes_to_the_job_served_longest_ago(
+    store: MongoStore, tmp_path: Path, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    repository = MongoItems(store)
+    await repository.add(items(LARGE, 40) + items(SMALL, 4))
+    downloads = OneAtATime()
+    worker = cast("ItemWorker", downloads)
+    scheduler, committer = scheduling(store, repository, worker, tmp_path)
+    await scheduler.set_jobs({LARGE: job(LARGE)}, {})
+    scheduler.start(committer)
+    await eventually(lambda: downloads.turns == [LARGE])
+    await scheduler.set_jobs({LARGE: job(LARGE), SMALL: job(SMALL)}, {})
+    for turn in range(2, 13):
+        downloads.go.release()
+        await eventually(lambda turn=turn: len(downloads.turns) == turn)
+    downloads.go.release()
+    await scheduler.close()
+    assert downloads.turns.count(SMALL) == 4

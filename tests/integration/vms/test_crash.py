@@ -1,0 +1,128 @@
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from libs.common.ids import uuid7
+from libs.pvesim.app import RunningLab
+from services.vms.main import migrate
+from tests.contract.vms.catalog import catalog
+from tests.contract.vms.harness import Service, cluster_of, running, settings
+
+ROOT = Path(__file__).parents[3]
+WISH = {"name": "web", "os_type": "debian", "cores": 1, "memory_mib": 512, "disk_gib": 7}
+CREATE = [
+    (write, step, moment)
+    for write, step in enumerate(("clone", "configure", "resize", "start"), start=1)
+    for moment in ("before", "after", "waiting")
+    if (step, moment) != ("configure", "waiting")  # it has no task
+]
+
+
+async def killed_at(given: dict[str, Any]) -> None:
+    """Run the service in a process that kills itself, as `kill -9` would."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.integration.vms.worker",
+        json.dumps(given),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, told = await asyncio.wait_for(process.communicate(), 50)
+    assert process.returncode == -signal.SIGKILL, told.decode()[-2000:]
+
+
+def free_leases(service: Service) -> None:
+    """As if the dead process's leases had run out."""
+    service.rows("UPDATE operations SET lease_until = now() - interval '1 second' WHERE state = 'running'")
+
+
+@pytest.mark.parametrize(("write", "step", "moment"), CREATE, ids=[f"{moment}-{step}" for _, step, moment in CREATE])
+async def test_a_creation_that_is_killed_goes_on_without_an_orphan(
+    database_url: str, lab: RunningLab, write: int, step: str, moment: str
+) -> None:
+    user = f"user-{uuid7()}"
+    await migrate(settings(database_url, None))
+    await killed_at(
+        {
+            "database_url": database_url,
+            "cluster": cluster_of(lab),
+            "user": user,
+            "write": write,
+            "moment": moment,
+            "wish": WISH,
+        }
+    )
+    async with running(database_url, lab) as service:
+        rows = service.rows("SELECT id, step FROM operations WHERE owner_id = %s", user)
+        assert rows[0][1] == step
+        free_leases(service)
+        assert (await service.ended(rows[0][0], user))["state"] == "succeeded"
+        vm = (await service.call("GET", "/api/v1/vms", user)).json()["items"][0]
+        machine = service.machine(vm)
+        assert machine.running
+        assert machine.disk_bytes == 7 * 1024**3
+        assert sorted(service.machines()) == [vm["vmid"]]
+        assert len(service.volumes()) == 2
+
+
+@pytest.mark.parametrize(
+    ("write", "moment"), [(1, "after"), (1, "waiting"), (2, "before"), (2, "after"), (2, "waiting")]
+)
+async def test_a_removal_that_is_killed_goes_on_and_leaves_nothing(
+    database_url: str, lab: RunningLab, write: int, moment: str
+) -> None:
+    async with running(database_url, lab) as service:
+        user = await service.new_user()
+        vm = await service.vm(user)
+    await killed_at(
+        {
+            "database_url": database_url,
+            "cluster": cluster_of(lab),
+            "user": user,
+            "write": write,
+            "moment": moment,
+            "vm_id": vm["id"],
+        }
+    )
+    async with running(database_url, lab) as service:
+        free_leases(service)
+        operation = service.rows("SELECT id FROM operations WHERE kind = 'vm.delete' AND owner_id = %s", user)[0][0]
+        assert (await service.ended(operation, user))["state"] == "succeeded"
+        assert service.machines() == {}
+        assert service.volumes() == []
+        assert service.used(user) == {}
+
+
+# Download, create, convert, remove the file.
+TEMPLATE = [(1, "waiting"), (2, "after"), (2, "waiting"), (3, "after"), (4, "waiting")]
+
+
+@pytest.mark.parametrize(("write", "moment"), TEMPLATE)
+async def test_a_template_whose_making_is_killed_goes_on_without_an_orphan(
+    database_url: str, lab: RunningLab, write: int, moment: str
+) -> None:
+    user = f"user-{uuid7()}"
+    await migrate(settings(database_url, None))
+    async with catalog() as images:
+        image = images.add()
+        given = {"database_url": database_url, "cluster": cluster_of(lab), "user": user, "write": write}
+        told = {name: getattr(image, name) for name in image.__slots__} | {"id": str(image.id)}
+        await killed_at(given | {"moment": moment, "image": told, "images_url": images.url})
+        async with running(database_url, lab) as service:
+            service.images.known, service.images.files = images.known, images.files
+            free_leases(service)
+            [(operation,)] = service.rows("SELECT id FROM operations WHERE owner_id = %s", user)
+            assert (await service.ended(operation, user))["state"] == "succeeded"
+            [(copies,)] = service.rows("SELECT copies FROM templates WHERE owner_id = %s", user)
+            assert [copy["vmid"] for copy in copies] == sorted(service.machines())
+            assert all(machine.config["template"] == 1 for machine in service.machines().values())
+            assert not [volume for volume in service.lab.lab.storages if volume.content == "import"]
+            service.rows("DELETE FROM templates")
+            service.rows("DELETE FROM vmid_leases")
