@@ -80,8 +80,8 @@ async def make_database(database_url: str) -> AsyncIterator[MakeDatabase]:
     """Gives connections pools of any size on the module's database, which has the tables that services share."""
     made: list[Database] = []
 
-    async def make(*, pool_size: int = 10) -> Database:
-        database = Database(database_url, pool_size=pool_size, application_name="telar-tests")
+    async def make(*, pool_size: int = 10, pool_wait_s: float = 5.0) -> Database:
+        database = Database(database_url, pool_size=pool_size, pool_wait_s=pool_wait_s, application_name="telar-tests")
         made.append(database)
         return database
 

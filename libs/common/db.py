@@ -46,18 +46,20 @@ class _AsyncSession(AsyncSession):
 
 
 class Database:
-    """One service's PostgreSQL: a pool of `pool_size` checked connections.
+    """One service's PostgreSQL: a pool of `pool_size` checked connections, each waited for at most `pool_wait_s`.
 
     `url` is `postgresql://user:password@host:port/name`, the driver (psycopg 3) is filled in.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 10, application_name: str = "telar") -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = 10, pool_wait_s: float = 5.0, application_name: str = "telar"
+    ) -> None:
         self._url = make_url(url).set(drivername="postgresql+psycopg")
         self.engine = create_async_engine(
             self._url,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=5,
+            pool_timeout=pool_wait_s,
             pool_pre_ping=True,
             connect_args={
                 "application_name": application_name,
@@ -106,7 +108,9 @@ def as_database_error(error: BaseException) -> TelarError | None:
     origin = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(origin, psycopg.errors.DiskFull):
         return DatabaseFull("The database server is out of disk space; nothing was changed", retry_after_s=30)
-    if isinstance(error, PoolTimeoutError | OperationalError | InterfaceError) or isinstance(
+    if isinstance(error, PoolTimeoutError):
+        return DatabaseUnavailable("All connections to it are in use; try again in a moment", retry_after_s=2)
+    if isinstance(error, OperationalError | InterfaceError) or isinstance(
         origin, psycopg.OperationalError | psycopg.InterfaceError
     ):
         return DatabaseUnavailable("Nothing was changed; try again in a moment", retry_after_s=2)

@@ -11,8 +11,8 @@ import structlog
 from sqlalchemy import Column, DateTime, Table, Text, func, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
-from libs.common.db import COMMON_METADATA, Database, database_errors
-from libs.common.errors import TelarError
+from libs.common.db import COMMON_METADATA, Database, as_database_error, database_errors
+from libs.common.errors import Kind, TelarError
 
 Job = Callable[[], Awaitable[None]]
 """Must be idempotent: a replica that dies in the middle leaves it to another, which begins it anew."""
@@ -29,6 +29,15 @@ leases_table = Table(
 
 _l = leases_table.c
 _log = structlog.get_logger()
+
+
+def _tell(failure: BaseException) -> None:
+    """Note how a job failed: a database or a far end that is away is no surprise and has no traceback."""
+    known = failure if isinstance(failure, TelarError) else as_database_error(failure)
+    if known is not None and known.kind is not Kind.INTERNAL:
+        _log.warning("job_failed", error=known.slug, detail=known.detail)
+    else:
+        _log.error("job_failed", error=type(failure).__name__, exc_info=failure)
 
 
 def _seconds(count: float) -> Any:
@@ -89,7 +98,7 @@ class Leases:
             return
         failure = working.exception() if not working.cancelled() else asyncio.CancelledError()
         if failure is not None:
-            _log.error("job_failed", error=type(failure).__name__, exc_info=failure)
+            _tell(failure)
 
     async def _keep(self, name: str, holder: str) -> None:
         """Renew the lease; return when it is lost, or may be because the database is away for as long as it lasts."""

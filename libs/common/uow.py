@@ -9,7 +9,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from libs.common import outbox
 from libs.common.clock import Clock, SystemClock
-from libs.common.db import Database, database_errors
+from libs.common.db import Database, as_database_error, database_errors
 from libs.common.events import Event, Payload
 from libs.common.telemetry import current_traceparent
 
@@ -20,7 +20,10 @@ before_commit: ContextVar[BeforeCommit | None] = ContextVar("before_commit", def
 
 
 class UnitOfWork:
-    """One transaction: `async with uow_factory() as uow: …; await uow.commit()`; rolled back without a commit."""
+    """One transaction: `async with uow_factory() as uow: …; await uow.commit()`; rolled back without a commit.
+
+    A database that does not answer, or has no connection free, leaves the block as DatabaseUnavailable.
+    """
 
     def __init__(self, database: Database, *, source: str, clock: Clock) -> None:
         self.session: AsyncSession = database.session()
@@ -65,6 +68,9 @@ class UnitOfWork:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.session.close()
+        known = None if exc is None else as_database_error(exc)
+        if known is not None:
+            raise known from exc
 
 
 class UnitOfWorkFactory:

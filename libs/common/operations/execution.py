@@ -246,7 +246,10 @@ class Execution:
             async with asyncio.timeout(END_TIMEOUT_S):
                 ended = await self._store.finish(final, self._saga.on_end)
         except Exception as error:  # noqa: BLE001 - the end belongs to the service's code; it is tried again for ever
-            _log.exception("operation_end_failed", state=state, error=type(error).__name__)
+            if isinstance(error, Unavailable):
+                _log.warning("operation_end_waits", state=state, error=error.slug)
+            else:
+                _log.exception("operation_end_failed", state=state, error=type(error).__name__)
             await self._postpone(self._backoff.delay_s(self.operation.attempts), "Its end could not be stored yet")
             return
         if not ended:
