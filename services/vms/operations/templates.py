@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -17,11 +16,8 @@ from services.vms.domain.storages import CopyPlan, plan_copies
 from services.vms.domain.templates import TemplateStatus
 from services.vms.errors import (
     MachineMissing,
-    MachineNotOurs,
     NodeDown,
-    NoNodeFits,
     PermissionMissing,
-    ProxmoxFailure,
     ProxmoxRefused,
     ProxmoxUnavailable,
     TaskInterrupted,
@@ -31,15 +27,14 @@ from services.vms.errors import (
 )
 from services.vms.events import TemplateDeleted, TemplateFailed, TemplateReady
 from services.vms.models import TemplateRecord
-from services.vms.operations.machines import Machines, reaching
+from services.vms.operations.machines import Machines
+from services.vms.operations.template_copies import Copies, Copy, copies_of, first_there
 from services.vms.ports import Cluster, Images
-from services.vms.repository import FOREIGN, LEFTOVER, TemplateRepository, VmidRepository
+from services.vms.repository import LEFTOVER, TemplateRepository, VmidRepository
 from services.vms.service import Vmids
-from services.vms.service.locating import Found
 from services.vms.service.templates import tell_template, touch_template
 
 _TRIES = 30
-_COLLISIONS = 50
 _HEADROOM_GIB = 2
 _DOWNLOAD_S = 6 * 3600.0
 _SHOWN_S = 60.0
@@ -48,36 +43,13 @@ _LOOK_AGAIN_S = 0.5
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """One machine of a template, as `Machines.find` looks for it."""
-
-    id: UUID
-    cluster: str
-    node: str
-    vmid: int
-    plan: CopyPlan | None = None
-
-
-def _copies(record: TemplateRecord) -> list[Copy]:
-    return [
-        Copy(
-            record.id,
-            record.cluster,
-            told["node"],
-            told["vmid"],
-            CopyPlan(told["node"], told["storage"], told["import_storage"]) if "storage" in told else None,
-        )
-        for told in record.copies
-    ]
-
-
 class TemplateSagas:
     """The steps of `template.create` and `template.delete`."""
 
     def __init__(self, machines: Machines, vmids: Vmids, images: Images, *, link_lifetime_s: int) -> None:
         self._machines = machines
         self._vmids = vmids
+        self._copies = Copies(machines, vmids)
         self._images = images
         self._link_lifetime_s = link_lifetime_s
 
@@ -105,7 +77,7 @@ class TemplateSagas:
 
     async def plan(self, context: StepContext) -> Json:
         """Decide where the copies go, and lease their VMIDs; a registered template only has to be there."""
-        record = await self._record(context)
+        record = await self._copies.record(context)
         cluster = self._machines.fleet.get(record.cluster)
         if record.image_id is None:
             there = {one.vmid for one in await cluster.templates(max_age_s=0)}
@@ -147,12 +119,12 @@ class TemplateSagas:
             await uow.commit()
 
     async def download(self, context: StepContext) -> Json:
-        record = await self._record(context)
+        record = await self._copies.record(context)
         cluster = self._machines.fleet.get(record.cluster)
         name = rules.file_name(str(record.id), record.format or "")
         done: set[tuple[str, str]] = set()
-        for copy in _copies(record):
-            if copy.plan is None or self._file_place(copy.plan, done):
+        for copy in copies_of(record):
+            if copy.plan is None or not first_there(copy.plan, done):
                 continue
             await self._guarded(context, copy.node, self._download(context, cluster, record, copy.plan, name))
         return {}
@@ -173,25 +145,25 @@ class TemplateSagas:
         await self._machines.task(context, cluster, f"download {plan.node}", begin, recall)
 
     async def undo_download(self, context: StepContext) -> None:
-        await self._remove_files(context)
+        await self._copies.remove_files(context)
 
     async def create(self, context: StepContext) -> Json:
         """Make a machine of the file on each node, under its VMID and mark, so that it can be known again."""
-        record = await self._record(context)
+        record = await self._copies.record(context)
         cluster = self._machines.fleet.get(record.cluster)
-        for copy in _copies(record):
+        for copy in copies_of(record):
             if copy.plan is None:
                 continue
             try:
                 await self._guarded(context, copy.node, self._create(context, cluster, record, copy))
             except VmidTaken:
-                if await self._found(copy) is None:
-                    await self._another_vmid(context, record, copy)
+                if await self._copies.found(copy) is None:
+                    await self._copies.another_vmid(context, record, copy)
         return {}
 
     async def _create(self, context: StepContext, cluster: Cluster, record: TemplateRecord, copy: Copy) -> None:
         key = f"create {copy.node}"
-        if copy.plan is None or (not context.checkpoint.get(key) and await self._found(copy) is not None):
+        if copy.plan is None or (not context.checkpoint.get(key) and await self._copies.found(copy) is not None):
             return
         options = rules.machine_options(
             copy.plan,
@@ -213,9 +185,9 @@ class TemplateSagas:
 
     async def undo_create(self, context: StepContext) -> None:
         """Remove what was made; what cannot be removed now keeps its VMID for the sweep."""
-        record = await self._record(context)
+        record = await self._copies.record(context)
         cluster = self._machines.fleet.get(record.cluster)
-        for copy in _copies(record):
+        for copy in copies_of(record):
             key = f"create {copy.node}"
             if copy.plan is None or (key not in context.checkpoint and not context.result):
                 continue
@@ -223,13 +195,13 @@ class TemplateSagas:
             try:
                 if stored.get("upid"):
                     await self._machines.break_off(context, cluster, stored["upid"])
-                await self._remove(context, copy, unclear="intended_at" in stored)
+                await self._copies.remove(context, copy, unclear="intended_at" in stored)
             except (NodeDown, TaskInterrupted) as error:
-                await self._give_up(copy, LEFTOVER, error.detail)
+                await self._copies.give_up(copy, LEFTOVER, error.detail)
 
     async def convert(self, context: StepContext) -> Json:
-        record = await self._record(context)
-        for copy in _copies(record):
+        record = await self._copies.record(context)
+        for copy in copies_of(record):
             if copy.plan is not None:
                 await self._guarded(context, copy.node, self._convert(context, copy))
         return {}
@@ -248,15 +220,15 @@ class TemplateSagas:
                 raise
 
     async def tidy(self, context: StepContext) -> Json:
-        await self._remove_files(context)
+        await self._copies.remove_files(context)
         return {}
 
     async def confirm(self, context: StepContext) -> Json:
         """Wait until the cluster's list shows the copies as templates, which may take it some seconds."""
-        record = await self._record(context)
+        record = await self._copies.record(context)
         cluster = self._machines.fleet.get(record.cluster)
         deadline = time.time() + _SHOWN_S
-        wanted = {copy.vmid for copy in _copies(record)}
+        wanted = {copy.vmid for copy in copies_of(record)}
         while True:
             machines = (await cluster.inventory(max_age_s=0)).machines
             if wanted <= {vmid for vmid, machine in machines.items() if machine.template}:
@@ -290,10 +262,10 @@ class TemplateSagas:
     # Removing
 
     async def destroy(self, context: StepContext) -> Json:
-        record = await self._record(context)
+        record = await self._copies.record(context)
         if record.image_id is not None:
-            for copy in _copies(record):
-                await self._remove(context, copy)
+            for copy in copies_of(record):
+                await self._copies.remove(context, copy)
         return {}
 
     async def removed(self, uow: UnitOfWork, operation: Operation) -> None:
@@ -314,13 +286,6 @@ class TemplateSagas:
 
     # Parts
 
-    async def _record(self, context: StepContext) -> TemplateRecord:
-        async with self._machines.uow() as uow:
-            record = await TemplateRepository(uow.session).get(UUID(context.operation.resource_id))
-        if record is None:
-            raise TemplateUnknown("The template's record is gone")
-        return record
-
     async def _guarded(self, context: StepContext, node: str, work: Any) -> None:
         """Do a node's part; a node that fails is left out when everything is planned anew."""
         try:
@@ -330,73 +295,3 @@ class TemplateSagas:
         except (NodeDown, TaskInterrupted, ProxmoxRefused, MachineMissing) as error:
             context.memo.setdefault("avoided", {})[node] = error.detail
             raise RetryFrom("plan", reason=f"{node} failed: {error.detail}") from error
-
-    async def _found(self, copy: Copy) -> Found | None:
-        try:
-            return await self._machines.find(copy, near=copy.node)
-        except (MachineMissing, MachineNotOurs):
-            return None
-
-    async def _remove(self, context: StepContext, copy: Copy, *, unclear: bool = False) -> None:
-        try:
-            found = await self._machines.find(copy, near=copy.node)
-            if found.config.lock is not None:
-                await self._give_up(copy, LEFTOVER, f"locked: {found.config.lock}")
-                return
-            await self._machines.stop(context, found, suffix=f" {copy.vmid}")
-            await self._machines.destroy(context, found, suffix=f" {copy.vmid}")
-        except MachineMissing:
-            if unclear:  # an unanswered call may still show
-                await self._give_up(copy, LEFTOVER, "the outcome of its making is not known")
-            elif not await self._machines.surely_gone(copy):
-                raise
-        except MachineNotOurs:
-            await self._give_up(copy, FOREIGN, "not ours")
-
-    async def _remove_files(self, context: StepContext) -> None:
-        """Remove the downloaded files; one that stays is told in the log, it keeps nobody from anything."""
-        record = await self._record(context)
-        cluster = self._machines.fleet.get(record.cluster)
-        name = rules.file_name(str(record.id), record.format or "raw")
-        done: set[tuple[str, str]] = set()
-        for copy in _copies(record):
-            if copy.plan is None or self._file_place(copy.plan, done):
-                continue
-            volume = f"{copy.plan.import_storage}:import/{name}"
-            try:
-                node = await reaching(cluster, copy.plan.import_storage, copy.node)
-                upid = await cluster.files.remove(node, volume)
-                if upid is not None:
-                    await self._machines.follow(context, cluster, upid)
-            except ProxmoxFailure as error:
-                _log.warning("image_file_stays", node=copy.node, volume=volume, error=error.slug)
-
-    def _file_place(self, plan: CopyPlan, done: set[tuple[str, str]]) -> bool:
-        """Whether this place's file was seen to already; notes it."""
-        place = (plan.node, plan.import_storage)
-        seen = place in done
-        done.add(place)
-        return seen
-
-    async def _give_up(self, copy: Copy, state: str, reason: str) -> None:
-        async with self._machines.uow() as uow:
-            await VmidRepository(uow.session).mark(
-                copy.cluster, copy.vmid, state, node=copy.node, reason=reason, now=uow.clock.now()
-            )
-            await uow.commit()
-        _log.warning("vmid_given_up", template_id=str(copy.id), vmid=copy.vmid, state=state, node=copy.node)
-
-    async def _another_vmid(self, context: StepContext, record: TemplateRecord, copy: Copy) -> None:
-        """A stranger has the VMID: leave it to them and go on with another one."""
-        collisions = int(context.memo.get("collisions", 0)) + 1
-        context.memo["collisions"] = collisions
-        await self._give_up(copy, FOREIGN, "taken by another machine")
-        if collisions > _COLLISIONS:
-            raise NoNodeFits("Too many VMIDs of Telar's range are in use by others; an operator must give it a range")
-        async with self._machines.uow() as uow:
-            kept = await TemplateRepository(uow.session).get(record.id, for_update=True)
-            if kept is not None:
-                other = await self._vmids.lease_for(uow, record.cluster, record.id)
-                kept.copies = [{**one, "vmid": other} if one["vmid"] == copy.vmid else one for one in kept.copies]
-            await uow.commit()
-        raise RetryFrom("import", undo=False, reason="The VMID was taken; going on with another one")
