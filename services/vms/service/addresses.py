@@ -10,9 +10,11 @@ from libs.common.errors import TelarError
 from libs.common.uow import UnitOfWorkFactory
 from services.vms.domain.cluster import Inventory
 from services.vms.domain.states import State
+from services.vms.errors import MachineNotOurs
 from services.vms.models import Vm
 from services.vms.ports import Cluster
 from services.vms.service.fleet import Fleet
+from services.vms.service.locating import locate
 
 _LATELY_S = 60.0
 _log = structlog.get_logger()
@@ -51,7 +53,10 @@ class AddressBook:
         if self._tag not in machine.tags:
             return []
         try:
-            return list(await cluster.addresses(machine.node, vm.vmid))
+            found = await locate(self._fleet, vm, near=machine.node)
+            return list(await cluster.addresses(found.node, found.vmid))
+        except MachineNotOurs:
+            return []
         except TelarError as error:
             _log.debug("addresses_not_told", vm_id=str(vm.id), error=error.slug)
             return list(vm.addresses)

@@ -43,6 +43,7 @@ from services.vms.schemas import CreateVm, UpdateVm, Wish
 from services.vms.service.access import Reference, begin, changeable, visible
 from services.vms.service.catalog import Catalog, Placement
 from services.vms.service.fleet import Fleet
+from services.vms.service.locating import locate
 from services.vms.service.records import enter, sizes, tell
 from services.vms.service.vmids import Vmids
 
@@ -95,19 +96,20 @@ class Vms:
             return await visible(uow, principal, reference)
 
     async def live(self, vm: Vm) -> Live:
-        """Look at the machine itself; what does not answer is left out."""
+        """Look at the machine itself; what does not answer is left out, and so is a stranger under its VMID."""
         if vm.node is None or vm.vmid is None or not State(vm.state).settled:
             return Live(None, ())
         power: Power | None = None
         addresses: Sequence[str] = ()
         pending: Sequence[PendingChange] = ()
         try:
-            cluster = self._fleet.get(vm.cluster)
-            power = await cluster.power(vm.node, vm.vmid)
+            found = await locate(self._fleet, vm)
+            power = await found.cluster.power(found.node, found.vmid)
             if power.status == "running" and power.agent:
-                addresses = await cluster.addresses(vm.node, vm.vmid)
+                addresses = await found.cluster.addresses(found.node, found.vmid)
             if vm.restart_needed:
-                pending = [one for one in await cluster.pending(vm.node, vm.vmid) if one.name in SIZE_OPTIONS]
+                told = await found.cluster.pending(found.node, found.vmid)
+                pending = [one for one in told if one.name in SIZE_OPTIONS]
         except (ProxmoxFailure, NoCluster) as error:
             _log.info("machine_not_seen", vm_id=str(vm.id), error=error.slug)
         return Live(power, addresses, pending)
