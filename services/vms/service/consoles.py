@@ -27,6 +27,7 @@ from services.vms.service.machines import Vms
 from services.vms.service.relay import Traffic, Viewer, converse
 
 SESSION_ENDED, MACHINE_GONE, NOT_THEIRS = "the session has ended", "the machine is gone", "the machine is another's"
+LASTED = "it was open for as long as a console may be"
 
 _log = structlog.get_logger()
 
@@ -190,7 +191,7 @@ class Consoles:
 
     async def _until_refused(self, visit: Visit) -> None:
         await self._revocations.wait_until_refused(visit.principal)
-        visit.must_end(SESSION_ENDED)
+        visit.must_end(SESSION_ENDED if self._revocations.refuses(visit.principal) else LASTED)
 
 
 def _require_display(state: State) -> None:

@@ -1,7 +1,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from tests.contract.pvesim.rfb_client import DESKTOP_SIZE, RAW, RfbClient
 from tests.contract.pvesim.test_console import says, settled
 from tests.contract.vms.harness import Service, running
 
+Eventually = Callable[..., Awaitable[None]]
 ABSENT = "01890000-0000-7000-8000-000000000000"
 
 
@@ -346,6 +347,38 @@ async def test_a_cluster_that_does_not_answer_is_told_before_the_handshake(
     drawn = await ticket(service, owner, vm)
     async with service.fault("error", path="vncwebsocket", status=500):
         assert "display-refused" in await refused(base + drawn["url"], 502)
+
+
+async def test_a_display_that_does_not_open_in_time_is_told_and_its_place_is_free_again(
+    service: Service, owner: str, vm: dict[str, Any], database_url: str, lab: RunningLab, eventually: Eventually
+) -> None:
+    limits = {"console_open_s": 1.0, "consoles_at_once": 1}
+    async with running(database_url, lab, **limits) as replica, listening(replica) as base:
+        drawn = await ticket(service, owner, vm)
+        async with service.fault("slow_call", path="vncproxy", seconds=200):  # four seconds here
+            assert "proxmox-unavailable" in await refused(base + drawn["url"], 503)
+        assert "console-ticket-refused" in await refused(base + drawn["url"])
+
+        async def opens() -> bool:
+            url = base + (await ticket(service, owner, vm))["url"]
+            try:
+                async with await dial(url) as socket:
+                    return (await Viewer(socket, "").shake_hands()).name == "QEMU (shown)"
+            except InvalidStatus:  # a slow machine may take longer than a second
+                return False
+
+        await eventually(opens, 30)
+
+
+async def test_a_console_ends_when_it_was_open_for_as_long_as_one_may_be(
+    service: Service, owner: str, vm: dict[str, Any], database_url: str, lab: RunningLab
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with running(database_url, lab, console_max_s=3.0) as replica, listening(replica) as base:
+            async with viewing(service, base, owner, vm) as viewer:
+                ended = await closed(viewer.socket, within_s=30)
+            assert ended == (1008, "it was open for as long as a console may be")
+        assert (await told(lines, "console_closed"))["reason"] == "it was open for as long as a console may be"
 
 
 async def test_any_replica_takes_a_ticket_and_each_keeps_so_many_consoles_open(
