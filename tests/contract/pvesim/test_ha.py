@@ -71,15 +71,21 @@ async def test_27_a_dead_nodes_machine_is_fenced_and_recovered_elsewhere(
         await cluster.lab.withdraw(fault.id)
 
 
-async def test_27_a_node_that_returns_in_time_keeps_its_machine(
-    cluster: RunningLab, root: Client, manage: Manage
-) -> None:
-    sid = await manage("sv3")
-    await comes_to(root, sid, "sv3")
-    fault = Fault(kind="node_down", node="sv3")
-    await cluster.lab.inject(fault)
-    await cluster.lab.withdraw(fault.id)
-    await comes_to(root, sid, "sv3")
+async def test_27_a_node_that_returns_in_time_keeps_its_machine(tmp_path: Path) -> None:
+    async with lab_at(tmp_path, ha_round_s=2, ha_fence_s=1_000_000) as lab:
+        root, sid = root_of(lab), "vm:200"
+        assert await root.done("post", "nodes/sv2/qemu/9001/clone", newid=200, target="sv3") == "OK"
+        await root("post", "cluster/ha/resources", sid=sid)
+        await comes_to(root, sid, "sv3")
+        fault = Fault(kind="node_down", node="sv3")
+        await lab.lab.inject(fault)
+        await comes_to(root, sid, "sv3", "fence")
+        assert (await root.fails("get", "nodes/sv3/qemu/200/status/current")).status_code == 595
+        await lab.lab.withdraw(fault.id)
+        await comes_to(root, sid, "sv3")
+        assert (await root("get", "nodes/sv3/qemu/200/status/current"))["status"] == "running"
+        starts = await root("get", "nodes/sv3/tasks", vmid="200", typefilter="qmstart")
+        assert [(task["node"], task["status"]) for task in starts] == [("sv3", "OK"), ("sv3", "OK")]
 
 
 async def test_27_without_its_disks_a_recovered_machine_ends_in_error_until_it_is_disabled(

@@ -40,6 +40,11 @@ async def shown(service: Service, template_id: str) -> dict[str, Any]:
     return dict(found[0])
 
 
+def heard(service: Service, template: dict[str, Any]) -> list[str]:
+    """The types of the events that told of a template so far."""
+    return [event.type for event in service.heard if event.subject == template["id"]]
+
+
 async def remove(service: Service, template: dict[str, Any]) -> None:
     path = f"/api/v1/templates/{template['id']}"
     answer = await service.call("DELETE", path, ADMIN, role="ADMIN")
@@ -57,7 +62,9 @@ def files(service: Service) -> list[str]:
     return [volume.volid for volume in service.lab.lab.storages if volume.content in ("import", "iso")]
 
 
-async def test_a_template_is_made_of_an_image_once_on_shared_storage_and_machines_of_it(service: Service) -> None:
+async def test_a_template_is_made_of_an_image_once_on_shared_storage_and_machines_of_it(
+    service: Service, eventually: Eventually
+) -> None:
     image = service.images.add(size_gib=3)
     template = await made(service, image_id=str(image.id), memory_mib=1024)
     assert (template["state"], template["offered"], template["os_type"]) == ("ready", True, "alma-9.4")
@@ -69,8 +76,8 @@ async def test_a_template_is_made_of_an_image_once_on_shared_storage_and_machine
     assert config["scsi0"].startswith("shared:")
     assert "cloudinit" in config["ide2"]
     assert files(service) == []
+    await eventually(lambda: heard(service, template) == ["vms.template.created.v1", "vms.template.ready.v1"])
     told = [event for event in service.heard if event.subject == template["id"]]
-    assert [event.type for event in told] == ["vms.template.created.v1", "vms.template.ready.v1"]
     assert told[-1].data["image_id"] == str(image.id)
     assert told[-1].data["resource"] == {"type": "template", "id": template["id"], "name": template["name"]}
 
@@ -79,6 +86,7 @@ async def test_a_template_is_made_of_an_image_once_on_shared_storage_and_machine
     assert (vm["image_id"], vm["os_type"], vm["disk_gib"]) == (str(image.id), "alma-9.4", 5)
     assert service.machine(vm).running
     assert service.machine(vm).disk_bytes == 5 * GIB
+    await eventually(lambda: bool(service.events(vm["id"])))
     assert service.events(vm["id"])[0].data["image_id"] == str(image.id)
     by_id = await service.vm(user, os_type=None, template=template["id"], start=False)
     by_system = await service.vm(user, os_type="alma", start=False)
@@ -90,7 +98,7 @@ async def test_a_template_is_made_of_an_image_once_on_shared_storage_and_machine
         await service.done("DELETE", f"/api/v1/vms/{one['id']}", user)
     await remove(service, template)
     assert (service.machines(), service.volumes(), leases(service)) == ({}, [], [])
-    assert service.heard[-1].type == "vms.template.deleted.v1"
+    await eventually(lambda: heard(service, template)[-1] == "vms.template.deleted.v1")
 
 
 async def test_a_template_is_made_on_every_node_where_disks_are_local(new_database_url: str, tmp_path: Path) -> None:
@@ -221,7 +229,9 @@ def _damaged(service: Service, image: CatalogImage) -> None:
 
 
 @pytest.mark.parametrize("task", ["download", "qmtemplate"])
-async def test_a_template_that_cannot_be_made_leaves_nothing(service: Service, task: str) -> None:
+async def test_a_template_that_cannot_be_made_leaves_nothing(
+    service: Service, eventually: Eventually, task: str
+) -> None:
     image = service.images.add()
     async with service.fault("task_failure", task_type=task):
         answer = await ask(service, image_id=str(image.id))
@@ -230,8 +240,7 @@ async def test_a_template_that_cannot_be_made_leaves_nothing(service: Service, t
     failed = await shown(service, answer.json()["template"]["id"])
     assert (failed["state"], failed["vmids"]) == ("failed", [])
     assert (service.machines(), service.volumes(), leases(service), files(service)) == ({}, [], [], [])
-    told = [event for event in service.heard if event.subject == failed["id"]]
-    assert told[-1].type == "vms.template.failed.v1"
+    await eventually(lambda: heard(service, failed)[-1] == "vms.template.failed.v1")
     await remove(service, failed)
 
 

@@ -95,7 +95,9 @@ async def test_a_start_that_fails_on_one_node_succeeds_on_the_next_and_leaves_no
 
 
 @pytest.mark.parametrize("task", ["qmclone", "resize", "qmstart"])
-async def test_a_machine_that_no_node_takes_is_undone_whole(service: Service, task: str) -> None:
+async def test_a_machine_that_no_node_takes_is_undone_whole(
+    service: Service, eventually: Eventually, task: str
+) -> None:
     user = await service.new_user()
     async with service.fault("task_failure", task_type=task):
         begun = await service.begin(user)
@@ -108,7 +110,7 @@ async def test_a_machine_that_no_node_takes_is_undone_whole(service: Service, ta
     shown = await service.shown(begun["vm"]["id"], user)
     assert (shown["state"], shown["status"], shown["vmid"]) == ("error", "error", None)
     assert "sv1" in shown["reason"]
-    assert service.events(shown["id"])[-1].type == "vms.vm.failed.v1"
+    await eventually(lambda: service.events(shown["id"])[-1].type == "vms.vm.failed.v1")
     await service.done("DELETE", f"/api/v1/vms/{shown['id']}", user)
 
 
