@@ -101,8 +101,8 @@ async def database(make_database: MakeDatabase) -> Database:
 def eventually() -> Callable[..., Awaitable[None]]:
     """Waits until a condition (sync or async) holds; fails after `deadline_s`."""
 
-    async def wait(condition: Callable[[], Any], deadline_s: float = 10.0) -> None:
-        until = time.monotonic() + deadline_s
+    async def wait(condition: Callable[[], Any], deadline_s: float = 30.0) -> None:
+        until, pause_s = time.monotonic() + deadline_s, 0.01
         while True:
             found = condition()
             if asyncio.iscoroutine(found):
@@ -111,6 +111,7 @@ def eventually() -> Callable[..., Awaitable[None]]:
                 return
             if time.monotonic() > until:
                 pytest.fail(f"It did not come true within {deadline_s} s")
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause_s)
+            pause_s = min(0.1, pause_s * 1.2)  # asking has a price, which what is waited for pays
 
     return wait

@@ -20,6 +20,7 @@ ROWS = (
     "stack_deploy",
     "embedded_start",
     "login_enumeration",
+    "revocation",
     "vm_create",
 )
 """Modules of this folder; each has a `run()` that gives its row."""

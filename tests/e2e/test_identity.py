@@ -5,7 +5,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from .conftest import PASSWORD, Account, RunningSuite, log_in
+from .conftest import PASSWORD, REVOKED_S, Account, RunningSuite, log_in
 
 
 def test_a_form_logs_in_as_well_as_json(suite: RunningSuite, admin: Account) -> None:
@@ -40,7 +40,7 @@ def test_a_client_may_not_do_what_only_an_administrator_may(client: Account) -> 
     assert client.http.get("/api/v1/users/me").json()["username"] == client.user["username"]
 
 
-def test_a_deleted_key_is_refused_within_a_second(
+def test_a_deleted_key_is_refused_by_event(
     suite: RunningSuite, client: Account, within: Callable[..., float]
 ) -> None:
     made = client.http.post("/api/v1/api-keys", json={"name": "laptop"}).json()
@@ -52,7 +52,7 @@ def test_a_deleted_key_is_refused_within_a_second(
     assert status() == 200
     assert client.http.get("/api/v1/api-keys").json()["items"][0]["last_used"] is not None
     assert client.http.delete(f"/api/v1/api-keys/{made['id']}").status_code == 204
-    assert within(lambda: status() == 401, 1.0) < 1.0
+    within(lambda: status() == 401, REVOKED_S)
 
 
 def test_a_key_reaches_only_what_its_scopes_allow(suite: RunningSuite, client: Account) -> None:
@@ -83,9 +83,9 @@ def test_using_a_refresh_token_twice_ends_the_session(
     assert second["refresh_token"] != first
     assert refresh(first).status_code == 401
     assert refresh(second["refresh_token"]).status_code == 401
-    within(lambda: client.http.get("/api/v1/users/me").status_code == 401, 1.0)
+    within(lambda: client.http.get("/api/v1/users/me").status_code == 401, REVOKED_S)
     bearer = {"authorization": f"Bearer {second['access_token']}"}
-    within(lambda: httpx.get(f"{suite.url}/protected", headers=bearer).status_code == 401, 1.0)
+    within(lambda: httpx.get(f"{suite.url}/protected", headers=bearer).status_code == 401, REVOKED_S)
 
 
 def test_logging_out_ends_the_access_token_everywhere(
@@ -93,22 +93,22 @@ def test_logging_out_ends_the_access_token_everywhere(
 ) -> None:
     token = client.session["access_token"]
     assert client.http.post("/api/v1/logout").status_code == 204
-    within(lambda: client.http.get("/api/v1/users/me").status_code == 401, 1.0)
+    within(lambda: client.http.get("/api/v1/users/me").status_code == 401, REVOKED_S)
     for service, url in suite.services.items():
         if service == "auth":
             bearer = {"authorization": f"Bearer {token}"}
             within(
                 lambda url=url, bearer=bearer: httpx.get(f"{url}/api/v1/users/me", headers=bearer).status_code == 401,
-                1.0,
+                REVOKED_S,
             )
 
 
-def test_a_disabled_user_is_out_within_a_second_and_back_when_enabled(
+def test_a_disabled_user_is_out_by_event_and_back_when_enabled(
     suite: RunningSuite, admin: Account, client: Account, within: Callable[..., float]
 ) -> None:
     path = f"/api/v1/users/{client.user['id']}"
     assert admin.http.patch(path, json={"disabled": True}).status_code == 200
-    within(lambda: client.http.get("/api/v1/users/me").status_code == 401, 1.0)
+    within(lambda: client.http.get("/api/v1/users/me").status_code == 401, REVOKED_S)
     body = {"username": client.user["username"], "password": PASSWORD}
     assert httpx.post(f"{suite.url}/api/v1/login", json=body).status_code == 403
     assert admin.http.patch(path, json={"disabled": False}).status_code == 200

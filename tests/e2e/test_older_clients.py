@@ -1,6 +1,7 @@
 """Calls of the older VM and stack API whose answer takes several services."""
 
 import secrets
+import time
 
 import pytest
 
@@ -20,6 +21,13 @@ def test_a_user_made_by_userid_is_found_by_it_and_by_nobody_else(admin: Account,
     assert admin.http.get("/users/nobody-of-that-id").status_code == 404
 
 
+def ended(admin: Account, operation: str) -> str:
+    """The state in which an operation ended."""
+    while (state := str(admin.http.get(operation).json()["state"])) in ("pending", "running"):
+        time.sleep(0.1)
+    return state
+
+
 @pytest.mark.docker
 def test_a_users_stacks_come_with_their_urls(admin: Account) -> None:
     require_engine()
@@ -30,9 +38,7 @@ def test_a_users_stacks_come_with_their_urls(admin: Account) -> None:
     assert answer.status_code == 202, answer.text
     operation = answer.headers["location"]
     try:
-        while (state := admin.http.get(operation).json()["state"]) in ("pending", "running"):
-            pass
-        assert state == "succeeded"
+        assert ended(admin, operation) == "succeeded"
         found = admin.http.get(f"/users/{userid}").json()
         (stack,) = found["services"]
         assert stack["status"] == "running"
@@ -40,6 +46,4 @@ def test_a_users_stacks_come_with_their_urls(admin: Account) -> None:
     finally:
         stacks = admin.http.get(f"/users/{userid}").json()["services"]
         for one in stacks:
-            operation = admin.http.delete(f"/api/v1/stacks/{one['id']}").headers["location"]
-            while admin.http.get(operation).json()["state"] in ("pending", "running"):
-                pass
+            ended(admin, admin.http.delete(f"/api/v1/stacks/{one['id']}").headers["location"])

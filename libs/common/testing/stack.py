@@ -46,7 +46,7 @@ def engine_available() -> str | None:
             # docker-py leaves its socket open when nobody listens, which Python then warns of.
             with closing(socket.socket(socket.AF_UNIX)) as probe:
                 probe.connect(host.removeprefix(_UNIX))
-        with closing(docker.from_env(timeout=5)) as client:
+        with closing(docker.from_env(timeout=60)) as client:
             client.ping()
     except (docker.errors.DockerException, OSError) as error:
         return f"no Docker engine answers at {host} ({error}); deploy/local/engine.sh sets one up"
@@ -95,10 +95,10 @@ def _free_port() -> int:
     """A free port that stays free while the server is down.
 
     Below Linux's range for outgoing connections: a client that keeps trying an ephemeral port of its own machine
-    ends up connected to itself, and then the server cannot have the port back.
+    ends up connected to itself, and then the server cannot have the port back. And below the range of stacks' ports.
     """
     while True:
-        port = 20_000 + secrets.randbelow(12_000)
+        port = 12_000 + secrets.randbelow(8_000)
         with closing(socket.socket()) as probe:
             try:
                 probe.bind(("127.0.0.1", port))

@@ -87,7 +87,7 @@ class Service(Served):
             if operation["state"] not in ("pending", "running"):
                 return operation
             assert time.monotonic() < until, operation
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
 
     async def done(self, user_id: str, answer: httpx.Response, deadline_s: float = 60) -> dict[str, Any]:
         """Follow accepted work to its success; gives the stack as the answer showed it."""

@@ -40,7 +40,7 @@ async def ended(service: Service, user: str, operation_id: str, *, deadline_s: f
         if found["state"] in FINAL:
             return found
         assert time.monotonic() < until, found
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
 
 
 async def cancel(service: Service, user: str, operation_id: str) -> httpx.Response:

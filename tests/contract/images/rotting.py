@@ -41,4 +41,4 @@ async def ended(service: Service, user: str, operation_id: str, **options: Any) 
         if found["state"] in importing.FINAL:
             return found
         assert time.monotonic() < until, found
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)

@@ -88,7 +88,7 @@ async def eventually(
             return answer
         if asyncio.get_running_loop().time() > end:
             raise AssertionError(f"still {answer!r} after {deadline_s} s")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
 
 
 @asynccontextmanager

@@ -122,7 +122,7 @@ class Service(Served):
             if shown.get("state") in FINAL:
                 return shown
             assert time.monotonic() < until, shown
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
 
     async def done(self, method: str, path: str, user: str, **options: Any) -> dict[str, Any]:
         """Do a call that is accepted, and wait for the success of its operation."""

@@ -86,7 +86,7 @@ async def test_a_job_whose_replica_died_is_taken_over_when_the_lease_runs_out(
         )
     job = Job()
     make_leases().start("orphan", 3600, job)
-    await eventually(lambda: job.ends == 1, 3)
+    await eventually(lambda: job.ends == 1, 15)
 
 
 async def test_a_long_job_keeps_its_lease(make_leases: MakeLeases, database: Database, eventually: Eventually) -> None:
@@ -147,4 +147,4 @@ async def test_closing_lets_another_replica_begin_at_once(make_leases: MakeLease
     await leases.close()
     assert job.running == 0
     make_leases(60).start("handover", 3600, next_job)
-    await eventually(lambda: next_job.ends == 1, 3)
+    await eventually(lambda: next_job.ends == 1, 15)

@@ -87,10 +87,10 @@ async def test_a_running_step_is_broken_off_and_all_is_undone(lab: Lab, eventual
     work = Work()
     operation_id = await lab.enqueue("work")
     runner = await lab.runner(work.saga, lease_s=60)
-    await asyncio.wait_for(work.waiting.wait(), 5)
+    await asyncio.wait_for(work.waiting.wait(), 15)
     operation = await runner.operations.cancel(operation_id)
     assert (operation.state, operation.cancel_requested) == (State.RUNNING, True)
-    await eventually(lambda: lab.ended(operation_id), 5)
+    await eventually(lambda: lab.ended(operation_id), 15)
     ended = await lab.get(operation_id)
     assert (ended.state, ended.error) == (State.CANCELLED, None)
     assert work.log == ["first", "wait", "undo wait", "undo first", "end cancelled"]
@@ -100,7 +100,7 @@ async def test_a_step_that_must_not_be_broken_off_ends_before_the_undoing(lab: L
     work = Work(interruptible=False)
     operation_id = await lab.enqueue("work")
     runner = await lab.runner(work.saga, lease_s=60)
-    await asyncio.wait_for(work.waiting.wait(), 5)
+    await asyncio.wait_for(work.waiting.wait(), 15)
     await runner.operations.cancel(operation_id)
     (held,) = runner._held
     await eventually(lambda: held.execution.cancel_requested)
@@ -113,7 +113,7 @@ async def test_a_cancellation_reaches_a_runner_that_hears_no_notifications(lab: 
     work = Work()
     operation_id = await lab.enqueue("work")
     await lab.runner(work.saga, lease_s=0.6)
-    await asyncio.wait_for(work.waiting.wait(), 5)
+    await asyncio.wait_for(work.waiting.wait(), 15)
     await lab.sql("UPDATE operations SET cancel_requested = true WHERE id = :id", id=operation_id)
     await eventually(lambda: lab.ended(operation_id))
     assert (await lab.get(operation_id)).state is State.CANCELLED
@@ -139,7 +139,7 @@ async def test_an_operation_that_waits_for_a_retry_is_cancelled_without_waiting(
 
     await eventually(waits)
     await runner.operations.cancel(operation_id)
-    await eventually(lambda: lab.ended(operation_id), 5)
+    await eventually(lambda: lab.ended(operation_id), 15)
     assert (await lab.get(operation_id)).state is State.CANCELLED
     assert undone.is_set()
 
@@ -151,7 +151,7 @@ async def test_a_cancellation_that_crosses_a_retry_does_not_wait_for_it(lab: Lab
 
     operation_id = await lab.enqueue("crossing")
     await lab.runner(Saga("crossing", [Step("a", fail)], cancellable=True), lease_s=60)
-    await eventually(lambda: lab.ended(operation_id), 5)
+    await eventually(lambda: lab.ended(operation_id), 15)
     assert (await lab.get(operation_id)).state is State.CANCELLED
 
 
@@ -177,7 +177,7 @@ async def test_a_kind_that_cannot_be_cancelled_is_a_conflict_that_says_why(lab: 
     work = Work(cancellable=False)
     operation_id = await lab.enqueue("work")
     runner = await lab.runner(work.saga)
-    await asyncio.wait_for(work.waiting.wait(), 5)
+    await asyncio.wait_for(work.waiting.wait(), 15)
     with pytest.raises(OperationNotCancellable, match="run to their end once begun"):
         await runner.operations.cancel(operation_id)
     work.go.set()

@@ -224,7 +224,7 @@ async def test_closing_lets_a_short_step_end_and_frees_the_lease_at_once(lab: La
 
     later.open.set()
     await lab.runner(Saga("closing", steps), lease_s=60)
-    await eventually(lambda: lab.ended(operation_id), 5)
+    await eventually(lambda: lab.ended(operation_id), 15)
     assert gate.entered == [operation_id], "the step that had ended was not run again"
 
 
@@ -245,7 +245,7 @@ async def test_closing_breaks_off_a_long_step_at_its_checkpoint_and_another_runn
     await eventually(lambda: seen)
     await runner.close()
     await lab.runner(saga, lease_s=60)
-    await eventually(lambda: lab.ended(operation_id), 5)
+    await eventually(lambda: lab.ended(operation_id), 15)
     assert seen == [{}, {"upid": "UPID:1"}]
     assert (await lab.get(operation_id)).state is State.SUCCEEDED
 
@@ -282,7 +282,7 @@ async def test_a_new_operation_is_begun_long_before_the_next_poll(lab: Lab, even
     async def running() -> bool:
         return (await lab.get(operation_id)).state is State.RUNNING
 
-    await eventually(running, 2)
+    await eventually(running, 15)
 
 
 async def test_an_operation_is_found_by_polling_when_no_notification_comes(
