@@ -49,7 +49,8 @@ test: $(VENV)/.dev ## Run every test; on Debian as root a Docker engine is set u
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## Run the long proofs: kills at every step, floods, races (after `make engine`)
-	@$(PYTHON_RUN) -m pytest tests/chaos $(TEST_ARGS)
+	@$(PYTHON_RUN) -m pytest -m "long or not long" tests/chaos $(TEST_ARGS)
+	@$(PYTHON_RUN) -m pytest -m long $(TEST_ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Check style, types and the import rule

@@ -1,4 +1,4 @@
-"""Row of revocation: how long a credential is still taken after it was withdrawn, by logging out and by deleting its key.
+"""Row of revocation: how long a credential is still taken after it was withdrawn (logged out, or a key deleted).
 
 `python -m tests.bench.revocation [tries]`. The suite is one of its own; what is measured is the time from the answer of
 the withdrawal to the first refusal, at the gateway and at a service asked directly.

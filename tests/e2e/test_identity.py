@@ -40,9 +40,7 @@ def test_a_client_may_not_do_what_only_an_administrator_may(client: Account) -> 
     assert client.http.get("/api/v1/users/me").json()["username"] == client.user["username"]
 
 
-def test_a_deleted_key_is_refused_by_event(
-    suite: RunningSuite, client: Account, within: Callable[..., float]
-) -> None:
+def test_a_deleted_key_is_refused_by_event(suite: RunningSuite, client: Account, within: Callable[..., float]) -> None:
     made = client.http.post("/api/v1/api-keys", json={"name": "laptop"}).json()
     headers = {"x-api-key": made["key"]}
 

@@ -12,7 +12,7 @@ from .conftest import log_in, start_suite
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 WITHOUT = r"/events$|/logs|^/api/v1/logout$"
 """Streams, which do not end, and the end of the session that asks."""
-EXAMPLES = 8
+EXAMPLES = 4
 
 
 def test_every_answer_is_documented_and_none_is_a_server_error(tmp_path: Path) -> None:

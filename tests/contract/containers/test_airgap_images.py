@@ -15,7 +15,7 @@ from docker.models.containers import Container
 from services.containers.adapters.engine import DockerEngine
 from tests.contract.containers.deploying import require_images
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 Start = Callable[..., Container]
 Healthy = Callable[[Container], Awaitable[None]]

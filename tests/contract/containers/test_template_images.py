@@ -78,6 +78,7 @@ async def test_apps_without_code_show_their_starter_pages_and_are_not_built_twic
     await removed(deploying, user, stack)
 
 
+@pytest.mark.long
 async def test_nodejs_installs_dependencies_builds_and_serves_beside_a_front_end(deploying: Service, user: str) -> None:
     package = {
         "scripts": {"build": "node -p 6*7 > answer.txt", "start": "node main.mjs"},
@@ -169,6 +170,7 @@ async def test_a_build_that_fails_is_told_with_its_last_words_and_leaves_nothing
     assert UUID(stack["id"]).hex not in deploying.folders()
 
 
+@pytest.mark.long
 async def test_databases_ask_for_their_passwords_and_keep_what_was_stored_over_a_restart(
     deploying: Service, user: str
 ) -> None:
@@ -256,6 +258,7 @@ def assert_held(stack: dict[str, Any], user: str) -> None:
         assert config["Labels"]["telar.owner"] == user
 
 
+@pytest.mark.long
 async def test_wordpress_is_installed_into_the_database_that_it_brought(deploying: Service, user: str) -> None:
     stack = await deployed(deploying, user, "blog", service_types=["WordPress"])
     assert {service["name"] for service in stack["services"]} == {"wordpress", "mariadb"}

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.containers.deploying import page, removed, running_stack
 from tests.contract.containers.harness import Service
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 _NO_WAY_OUT = ("ENOTFOUND", "EAI_AGAIN", "ETIMEDOUT", "ECONNREFUSED", "NewConnectionError", "NameResolutionError")
 

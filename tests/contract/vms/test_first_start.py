@@ -72,6 +72,7 @@ async def test_an_upload_without_an_answer_is_done_again(service: Service, appli
     assert seeds(service) == []
 
 
+@pytest.mark.long
 async def test_a_machine_that_no_node_takes_leaves_no_seed(service: Service) -> None:
     user = await service.new_user()
     async with service.fault("task_failure", task_type="qmstart"):

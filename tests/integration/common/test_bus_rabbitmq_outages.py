@@ -16,7 +16,7 @@ from libs.common.testing.stack import RabbitMq
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(300)]
 
 # Each takes a few seconds; SECURITY asks for 20 before a release.
-KILLS = int(os.environ.get("TELAR_TEST_BROKER_KILLS", "5"))
+KILLS = int(os.environ.get("TELAR_TEST_BROKER_KILLS", "2"))
 ANSWERS_S = 20  # what would hang takes longer
 
 # A replica that dies of an event, over and over: `python -c CRASHING url queue binding`.

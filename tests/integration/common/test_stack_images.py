@@ -6,7 +6,7 @@ import pytest
 
 from libs.common.testing import stack
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,12 @@ from tests.integration.containers.conftest import Remains
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[3]
-CREATE_POINTS = ("fetch", "store", "render", "up-during", "up", "healthy")
-DELETE_POINTS = ("down-during", "down", "remove")
+CREATE_POINTS = (
+    "store",
+    "up-during",
+    *(pytest.param(one, marks=pytest.mark.long) for one in ("fetch", "render", "up", "healthy")),
+)
+DELETE_POINTS = ("down", *(pytest.param(one, marks=pytest.mark.long) for one in ("down-during", "remove")))
 
 
 async def kill_at(url: str, folder: Path, kind: str, point: str) -> dict[str, Any]:

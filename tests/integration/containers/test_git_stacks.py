@@ -47,14 +47,10 @@ async def page(url: str) -> str:
         return (await web.get(url)).text
 
 
-async def test_a_nodejs_app_is_found_out_cloned_with_its_token_redeployed_and_rolled_back(
+async def test_an_app_is_found_out_cloned_with_its_token_redeployed_and_rolled_back(
     cloning: Service, repositories: GitServer, remains: Remains
 ) -> None:
-    def app(said: str) -> dict[str, str]:
-        server = f"require('http').createServer((_, r) => r.end('{said}')).listen(process.env.PORT)"
-        return {"package.json": '{"scripts": {"start": "node server.js"}}', "server.js": server}
-
-    first = repositories.commit("app", app("one"))
+    first = repositories.commit("app", {"index.html": "one"})
     repositories.tokens["app"] = TOKEN
     user = await cloning.new_user()
     asked = {"service_types": [], "git_repo_url": repositories.repository("app"), "git_token": TOKEN}
@@ -62,10 +58,10 @@ async def test_a_nodejs_app_is_found_out_cloned_with_its_token_redeployed_and_ro
     assert answer.json()["stack"]["services"] == []
     stack = await cloning.done(user, answer)
     shown = await cloning.get(user, stack["id"])
-    assert (shown["service_types"], shown["primary_app_type"]) == (["nodejs"], "nodejs")
+    assert (shown["service_types"], shown["primary_app_type"]) == (["static"], "static")
     assert await page(shown["url"]) == "one"
 
-    second = repositories.commit("app", app("two"))
+    second = repositories.commit("app", {"index.html": "two"})
     headers, path = cloning.as_user(user), f"/api/v1/stacks/{stack['id']}"
     await cloning.done(user, await cloning.http.post(f"{path}/redeploy", headers=headers))
     assert await page(shown["url"]) == "two"
@@ -122,6 +118,7 @@ async def test_a_repository_that_cannot_be_had_fails_and_leaves_nothing(
         assert remains(project_name(UUID(answer.json()["stack"]["id"]))) == []
 
 
+@pytest.mark.long
 async def test_the_type_is_found_out_from_a_zip_beside_a_database(cloning: Service) -> None:
     user = await cloning.new_user(cores=3)
     code = zip_of({"index.php": "<?php echo getenv('DB_HOST');"})

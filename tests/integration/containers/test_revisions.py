@@ -69,28 +69,35 @@ async def test_a_stack_is_redeployed_with_other_code_and_rolled_back(service: Se
     assert service.used(user) == {}
 
 
+_SERVER = "require('http').createServer((_, r) => r.end('well')).listen(process.env.PORT)"
+CODE = {"package.json": '{"scripts": {"start": "node s.js"}}', "s.js": _SERVER}
+
+
+@pytest.mark.parametrize(
+    ("broken", "slug"),
+    [
+        ({"readme.txt": "no package.json"}, "build-failed"),
+        pytest.param({**CODE, "s.js": "process.exit(3)"}, "stack-unhealthy", marks=pytest.mark.long),
+    ],
+    ids=["not built", "not well"],
+)
 async def test_a_revision_that_does_not_get_well_gives_way_to_the_one_before(
-    service: Service, remains: Remains
+    service: Service, remains: Remains, broken: dict[str, str], slug: str
 ) -> None:
     user = await service.new_user()
-    code = {"package.json": '{"scripts": {"start": "node s.js"}}', "s.js": _SERVER}
-    stack = await service.done(user, await service.create(user, files=code, service_types="Node.js"))
+    stack = await service.done(user, await service.create(user, files=CODE, service_types="Node.js"))
     shown = await service.get(user, stack["id"])
     assert await page(shown["url"]) == "well"
-    for broken, slug in (
-        ({**code, "s.js": "process.exit(3)"}, "stack-unhealthy"),
-        ({"readme.txt": "no package.json"}, "build-failed"),
-    ):
-        answer = await changed(service, user, stack, broken)
-        operation = await service.ended(user, answer.json()["id"], 90)
-        assert operation["state"] == "failed", operation
-        assert operation["error"]["type"] == f"/problems/{slug}"
-        back = await service.get(user, stack["id"])
-        assert (back["state"], back["health"], back["revision"]) == ("running", "healthy", 1)
-        assert "rolled back to 1" in back["reason"]
-        assert await page(shown["url"]) == "well"
+    answer = await changed(service, user, stack, broken)
+    operation = await service.ended(user, answer.json()["id"], 90)
+    assert operation["state"] == "failed", operation
+    assert operation["error"]["type"] == f"/problems/{slug}"
+    back = await service.get(user, stack["id"])
+    assert (back["state"], back["health"], back["revision"]) == ("running", "healthy", 1)
+    assert "rolled back to 1" in back["reason"]
+    assert await page(shown["url"]) == "well"
     listed = await revisions(service, user, stack)
-    assert [one["state"] for one in listed] == ["failed", "failed", "active"]
+    assert [one["state"] for one in listed] == ["failed", "active"]
     path = f"/api/v1/stacks/{stack['id']}/rollback"
     refused = await service.http.post(path, headers=service.as_user(user), json={"revision": 2})
     assert refused.json()["type"] == "/problems/revision-unusable"
@@ -100,9 +107,6 @@ async def test_a_revision_that_does_not_get_well_gives_way_to_the_one_before(
     assert sorted(one.name for one in folder.glob("code-*")) == ["code-1"]
     await service.act(user, stack["id"], "delete")
     assert remains(project_name(UUID(stack["id"]))) == []
-
-
-_SERVER = "require('http').createServer((_, r) => r.end('well')).listen(process.env.PORT)"
 
 
 async def test_other_variables_keep_the_code_as_it_is_and_generated_secrets(service: Service) -> None:

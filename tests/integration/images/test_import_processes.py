@@ -86,8 +86,8 @@ async def at_rest(page: Page, held_at: int, eventually: Eventually) -> None:
 async def test_a_download_goes_on_where_the_killed_process_was(
     database_url: str, tmp_path: Path, web: Web, eventually: Eventually
 ) -> None:
-    content = os.urandom(150 * MIB)
-    kills, page = 5, web.publish("/big.img", content)
+    content = os.urandom(100 * MIB)
+    kills, page = 3, web.publish("/big.img", content)
     operation_id = ""
     for number in range(kills):
         page.hold_at, page.released = (number + 1) * 25 * MIB, asyncio.Event()
@@ -153,6 +153,7 @@ async def test_a_process_that_is_asked_to_end_lets_go_at_once_and_another_goes_o
     assert rows(database_url, "SELECT sha256 FROM images") == [(hashlib.sha256(content).hexdigest(),)]
 
 
+@pytest.mark.long
 async def test_imports_take_little_memory_however_large_and_however_many(
     database_url: str, tmp_path: Path, web: Web
 ) -> None:

@@ -172,7 +172,7 @@ async def test_an_upload_longer_than_its_lease_stays_alive(
 
 
 async def test_a_large_upload_and_download_take_little_memory(database_url: str, tmp_path: Path) -> None:
-    size, piece = 512 * MIB, os.urandom(MIB)
+    size, piece = 192 * MIB, os.urandom(MIB)
 
     async def body() -> AsyncIterator[bytes]:
         yield opening()

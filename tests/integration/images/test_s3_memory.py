@@ -10,6 +10,7 @@ from tests.contract.images.s3 import new_bucket, s3_server
 from tests.integration.images.test_processes import ENDING, MIB, opening, started
 
 
+@pytest.mark.long
 async def test_a_large_file_to_and_from_s3_takes_little_memory(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

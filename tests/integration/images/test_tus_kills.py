@@ -16,9 +16,7 @@ from tests.integration.images.test_processes import Process, started
 from tests.integration.images.tus_uploader import METADATA
 
 MIB = 1 << 20
-SIZE = 1024 * MIB
 CHUNKS = (3 * MIB, 16 * MIB, 128 * MIB)
-KILLS = 10
 MOST_SENT_TWICE = 16 * MIB
 Eventually = Callable[..., Awaitable[None]]
 
@@ -130,21 +128,20 @@ class Upload:
         self._server = await self._exits.enter_async_context(started(self.database_url, self.folder / "data"))
 
 
-@pytest.mark.timeout(180)
-async def test_an_upload_survives_ten_kills_of_its_client_and_ten_of_the_server(
-    new_database_url: str, tmp_path: Path, eventually: Eventually
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("kills", "size"), [(2, 192 * MIB), pytest.param(10, 3072 * MIB, marks=pytest.mark.long)], ids=["4", "20"]
+)
+async def test_an_upload_survives_kills_of_its_client_and_of_the_server(
+    new_database_url: str, tmp_path: Path, eventually: Eventually, kills: int, size: int
 ) -> None:
-    await kill_again_and_again(new_database_url, tmp_path, eventually, size=SIZE)
-
-
-async def kill_again_and_again(database_url: str, folder: Path, eventually: Eventually, *, size: int) -> None:
-    (folder / "data").mkdir()
+    (tmp_path / "data").mkdir()
     chance = random.Random(7)  # noqa: S311 - the same moments in every run
-    victims = ["client", "server"] * KILLS
+    victims = ["client", "server"] * kills
     chance.shuffle(victims)
     moments = sorted(chance.randrange(size) for _ in victims)
     expected = asyncio.create_task(asyncio.to_thread(tus_uploader.digests, size))
-    async with Upload(database_url, folder, size, eventually) as upload:
+    async with Upload(new_database_url, tmp_path, size, eventually) as upload:
         for moment, victim in zip(moments, victims, strict=True):
             await upload.go_on(moment, victim)
         await upload.go_on(size, "")
@@ -163,14 +160,14 @@ async def kill_again_and_again(database_url: str, folder: Path, eventually: Even
         image = await shown()
         assert image["status"] == "active", image
         assert (image["sha256"], image["sha512"]) == await expected
-    assert upload.kills == {"client": KILLS, "server": KILLS}
+    assert upload.kills == {"client": kills, "server": kills}
     sys.stdout.write(f"sent twice, in KiB: {[again // 1024 for again in upload.sent_twice]}\n")
 
 
 async def test_a_large_request_and_its_verification_take_little_memory(
     new_database_url: str, tmp_path: Path, eventually: Eventually
 ) -> None:
-    size = 512 * MIB
+    size = 192 * MIB
     metadata = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in METADATA.items())
 
     async def body() -> AsyncIterator[bytes]:

@@ -15,8 +15,11 @@ from tests.contract.vms.harness import Service, cluster_of, running, settings
 
 ROOT = Path(__file__).parents[3]
 WISH = {"name": "web", "os_type": "debian", "cores": 1, "memory_mib": 512, "disk_gib": 7}
+IN_SHORT = {("clone", "waiting"), ("configure", "after"), ("start", "after")}
 CREATE = [
-    (write, step, moment)
+    pytest.param(
+        *(write, step, moment), id=f"{moment}-{step}", marks=() if (step, moment) in IN_SHORT else pytest.mark.long
+    )
     for write, step in enumerate(("clone", "configure", "resize", "start"), start=1)
     for moment in ("before", "after", "waiting")
     if (step, moment) != ("configure", "waiting")  # it has no task
@@ -43,7 +46,7 @@ def free_leases(service: Service) -> None:
     service.rows("UPDATE operations SET lease_until = now() - interval '1 second' WHERE state = 'running'")
 
 
-@pytest.mark.parametrize(("write", "step", "moment"), CREATE, ids=[f"{moment}-{step}" for _, step, moment in CREATE])
+@pytest.mark.parametrize(("write", "step", "moment"), CREATE)
 async def test_a_creation_that_is_killed_goes_on_without_an_orphan(
     database_url: str, lab: RunningLab, write: int, step: str, moment: str
 ) -> None:
@@ -73,7 +76,14 @@ async def test_a_creation_that_is_killed_goes_on_without_an_orphan(
 
 
 @pytest.mark.parametrize(
-    ("write", "moment"), [(1, "after"), (1, "waiting"), (2, "before"), (2, "after"), (2, "waiting")]
+    ("write", "moment"),
+    [
+        (2, "after"),
+        *(
+            pytest.param(*point, marks=pytest.mark.long)
+            for point in ((1, "after"), (1, "waiting"), (2, "before"), (2, "waiting"))
+        ),
+    ],
 )
 async def test_a_removal_that_is_killed_goes_on_and_leaves_nothing(
     database_url: str, lab: RunningLab, write: int, moment: str
@@ -101,7 +111,13 @@ async def test_a_removal_that_is_killed_goes_on_and_leaves_nothing(
 
 
 # Download, create, convert, remove the file.
-TEMPLATE = [(1, "waiting"), (2, "after"), (2, "waiting"), (3, "after"), (4, "waiting")]
+TEMPLATE = [
+    (2, "waiting"),
+    *(
+        pytest.param(*point, marks=pytest.mark.long)
+        for point in ((1, "waiting"), (2, "after"), (3, "after"), (4, "waiting"))
+    ),
+]
 
 
 @pytest.mark.parametrize(("write", "moment"), TEMPLATE)

@@ -94,7 +94,9 @@ async def test_a_start_that_fails_on_one_node_succeeds_on_the_next_and_leaves_no
     assert vm["node"] not in operation["avoided"]
 
 
-@pytest.mark.parametrize("task", ["qmclone", "resize", "qmstart"])
+@pytest.mark.parametrize(
+    "task", ["qmclone", *(pytest.param(one, marks=pytest.mark.long) for one in ("resize", "qmstart"))]
+)
 async def test_a_machine_that_no_node_takes_is_undone_whole(
     service: Service, eventually: Eventually, task: str
 ) -> None:
