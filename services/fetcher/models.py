@@ -108,17 +108,21 @@ class Item:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> Self:
-        known = {field.name: document[field.name] for field in fields(cls) if field.name in document}
-        return cls(**(known | {"id": document["_id"], "state": ItemState(document["state"])}))
+        known = {name: document[name] for name in _STORED if name in document}
+        known["state"] = ItemState(document["state"])
+        return cls(id=document["_id"], **known)
 
-    def to_document(self) -> dict[str, Any]:
+    def to_document(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Without what is not known yet: a new item is half as large so, and so is all that is done with it.
 
         `key` is the id once more: not every MongoDB-compatible server finds a range of `_id`s by its index.
         """
-        document = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "id"}
+        document = {name: getattr(self, name) for name in _STORED} | {"state": self.state.value} | dict(changes or {})
         known = {name: value for name, value in document.items() if value is not None}
-        return {"_id": self.id, "key": self.id, **known, "state": self.state.value}
+        return {"_id": self.id, "key": self.id, **known}
+
+
+_STORED = tuple(field.name for field in fields(Item) if field.name != "id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +135,7 @@ class ItemFilter:
     domain: str | None = None
     document_id: str | None = None
 
-    def to_query(self) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given["state"] = self.state.value if self.state else None
         return {name: value for name, value in given.items() if value is not None}

@@ -58,13 +58,16 @@ class ItemRepository(Protocol):
     async def claim(
         self, job_id: str, *, limit: int, holder: str, now_ms: int, until_ms: int, without: Collection[str]
     ) -> list[Item]:
-        """Take up to `limit` due items whose domain is not in `without`; each counts one more attempt."""
+        """Take up to `limit` due items whose domain is not in `without`; each counts one more attempt.
+
+        A holder makes one call at a time.
+        """
         ...
 
     async def renew(self, holder: str, *, until_ms: int) -> None: ...
 
-    async def settle(self, holder: str, outcomes: Mapping[str, Mapping[str, Any]]) -> int:
-        """Write the outcome of items (by id) that the holder still has; give how many those were."""
+    async def settle(self, holder: str, outcomes: Sequence[tuple[Item, Mapping[str, Any]]]) -> int:
+        """Write what changed of items, as they were claimed, that the holder still has; give how many those were."""
         ...
 
     async def give_back(self, holder: str, ids: Collection[str], state: ItemState, *, now_ms: int) -> None:

@@ -103,7 +103,12 @@ def peer(mongo_uri: str, database: str, count: int) -> dict[str, Any]:
         for at in range(_TIMES):
             after = f"{JOB}:{int(count * at / _TIMES):020x}:001"
             began = time.perf_counter()
-            list(client[database]["items"].find({"job_id": JOB, "key": {"$gt": after}}).sort("key", 1).limit(PAGE))
+            list(
+                client[database]["items"]
+                .find({"job_id": {"$eq": JOB}, "key": {"$gt": after}})
+                .sort("key", 1)
+                .limit(PAGE)
+            )
             took_ms.append((time.perf_counter() - began) * 1000)
     return _figures(took_ms)
 

@@ -138,13 +138,11 @@ class Committer:
         self._on_room()
 
     async def _settle(self, taken: list[str]) -> None:
-        outcomes = {item_id: self._waiting[item_id][1] for item_id in taken}
-        written = await self._items.settle(
-            self._holder, {item_id: outcome.fields for item_id, outcome in outcomes.items()}
-        )
+        outcomes = [self._waiting[item_id][:2] for item_id in taken]
+        written = await self._items.settle(self._holder, [(item, outcome.fields) for item, outcome in outcomes])
         full: set[str] = set()
-        for item_id, outcome in outcomes.items():
-            item, _, _ = self._waiting.pop(item_id)
+        for item, outcome in outcomes:
+            del self._waiting[item.id]
             self._on_outcome(outcome.state, item, outcome.fields)
             if outcome.fields.get("reason") == "storage-full":
                 full.add(item.job_id)

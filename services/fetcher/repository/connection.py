@@ -36,3 +36,12 @@ class MongoStore:
 
     def close(self) -> None:
         self._client.close()
+
+
+def equal(**values: Any) -> dict[str, Any]:
+    """A query for these values.
+
+    Written out because `{field: value}` also means «or an array that holds it»; nx-27017 reads the whole collection
+    for that, whatever index there is.
+    """
+    return {name: {"$eq": value} for name, value in values.items()}

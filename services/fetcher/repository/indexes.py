@@ -10,8 +10,8 @@ from services.fetcher.errors import job_store_errors
 INDEXES: dict[str, tuple[tuple[str, ...], ...]] = {
     "jobs": (("owner_id",), ("state",), ("outbox_waiting",)),
     "items": (
-        *(("job_id", "state"), ("job_id", "key"), ("job_id", "path")),
-        *(("state", "lease_until_ms"), ("claim",), ("lease_holder",)),
+        *(("job_id", "key"), ("job_id", "state", "key"), ("job_id", "reason", "key"), ("job_id", "folder")),
+        ("state", "lease_until_ms"),
     ),
     "slots": (("owner_id",), ("job_id",)),
     "permits": (("domain",), ("holder",), ("claim",)),

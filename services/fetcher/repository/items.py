@@ -4,20 +4,18 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from pymongo import UpdateOne
+from pymongo import ReplaceOne
 from pymongo.errors import BulkWriteError
 
-from libs.common.ids import uuid7
 from services.fetcher.domain.jobs import OPEN_ITEMS, ItemState
 from services.fetcher.errors import job_store_errors
 from services.fetcher.models import DomainFailures, DomainTally, Item, ItemFilter
-from services.fetcher.repository.connection import MongoStore
+from services.fetcher.repository.connection import MongoStore, equal
 
 _DUPLICATE_KEY = 11000
 _PROCESSED = re.compile(r"(.+)/processed/img_(\d{3})-[^/]+")
-_OPEN = [state.value for state in ItemState if state in OPEN_ITEMS]
 _ENDED = [state.value for state in ItemState if state not in OPEN_ITEMS]
-_FREE = {"lease_holder": None, "lease_until_ms": 0, "claim": None}
+_FREE = {"lease_holder": None, "lease_until_ms": 0}
 
 
 class MongoItems:
@@ -32,7 +30,7 @@ class MongoItems:
             return
         try:
             with job_store_errors():
-                await self._items.insert_many([{**item.to_document(), **_FREE} for item in items], ordered=False)
+                await self._items.insert_many([item.to_document() for item in items], ordered=False)
         except BulkWriteError as error:
             if any(failure.get("code") != _DUPLICATE_KEY for failure in error.details.get("writeErrors", ())):
                 raise
@@ -40,51 +38,43 @@ class MongoItems:
     async def claim(
         self, job_id: str, *, limit: int, holder: str, now_ms: int, until_ms: int, without: Collection[str]
     ) -> list[Item]:
-        query: dict[str, Any] = {
-            "job_id": job_id,
-            "state": ItemState.PENDING.value,
-            "not_before_ms": {"$lte": now_ms},
-        }
+        query = {**equal(job_id=job_id, state=ItemState.PENDING.value), "not_before_ms": {"$lte": now_ms}}
         if without:
             query["domain"] = {"$nin": sorted(without)}
-        claim = uuid7().hex
         with job_store_errors():
             due = await self._items.find(query, {"_id": 1}).limit(limit).to_list(limit)
             if not due:
                 return []
+            ids = {"_id": {"$in": [document["_id"] for document in due]}}
             await self._items.update_many(
-                {"_id": {"$in": [document["_id"] for document in due]}, "state": ItemState.PENDING.value},
+                {**ids, **equal(state=ItemState.PENDING.value)},
                 {
                     "$set": {
                         "state": ItemState.DOWNLOADING.value,
                         "lease_holder": holder,
                         "lease_until_ms": until_ms,
-                        "claim": claim,
                     },
                     "$inc": {"attempts": 1},
                 },
             )
-            taken = await self._items.find({"claim": claim}).to_list(limit)
+            taken = await self._items.find({**ids, **_held_by(holder)}).to_list(limit)
         return [Item.from_document(document) for document in taken]
 
     async def renew(self, holder: str, *, until_ms: int) -> None:
         with job_store_errors():
-            await self._items.update_many(
-                {"lease_holder": holder, "state": ItemState.DOWNLOADING.value}, {"$set": {"lease_until_ms": until_ms}}
-            )
+            await self._items.update_many(_held_by(holder), {"$set": {"lease_until_ms": until_ms}})
 
-    async def settle(self, holder: str, outcomes: Mapping[str, Mapping[str, Any]]) -> int:
+    async def settle(self, holder: str, outcomes: Sequence[tuple[Item, Mapping[str, Any]]]) -> int:
+        """Whole documents: nobody but the holder changes them, and setting twenty fields costs twice as much."""
         if not outcomes:
             return 0
-        updates = [
-            UpdateOne(
-                {"_id": item_id, "lease_holder": holder, "state": ItemState.DOWNLOADING.value},
-                {"$set": {**changes, **_FREE, "updated_at_ms": self._store.now_ms()}},
-            )
-            for item_id, changes in outcomes.items()
+        now_ms = self._store.now_ms()
+        replacements = [
+            ReplaceOne({"_id": item.id, **_held_by(holder)}, item.to_document({**changes, "updated_at_ms": now_ms}))
+            for item, changes in outcomes
         ]
         with job_store_errors():
-            result = await self._items.bulk_write(updates, ordered=False)
+            result = await self._items.bulk_write(replacements, ordered=False)
         return int(result.matched_count)
 
     async def give_back(self, holder: str, ids: Collection[str], state: ItemState, *, now_ms: int) -> None:
@@ -92,18 +82,17 @@ class MongoItems:
             return
         with job_store_errors():
             await self._items.update_many(
-                {"_id": {"$in": list(ids)}, "lease_holder": holder, "state": ItemState.DOWNLOADING.value},
+                {"_id": {"$in": list(ids)}, **_held_by(holder)},
                 {"$set": {**_FREE, "state": state.value, "updated_at_ms": now_ms}, "$inc": {"attempts": -1}},
             )
 
     async def held(self, holder: str) -> set[str]:
-        query = {"lease_holder": holder, "state": ItemState.DOWNLOADING.value}
         with job_store_errors():
-            documents = await self._items.find(query, {"_id": 1}).to_list(None)
+            documents = await self._items.find(_held_by(holder), {"_id": 1}).to_list(None)
         return {document["_id"] for document in documents}
 
     async def expire(self, now_ms: int) -> set[str]:
-        lost = {"state": ItemState.DOWNLOADING.value, "lease_until_ms": {"$lt": now_ms}}
+        lost = {**equal(state=ItemState.DOWNLOADING.value), "lease_until_ms": {"$lt": now_ms}}
         with job_store_errors():
             documents = await self._items.find(lost, {"job_id": 1}).to_list(None)
             if documents:
@@ -119,22 +108,22 @@ class MongoItems:
         changes = {**_FREE, "state": to.value, "attempts": 0, "not_before_ms": 0, "updated_at_ms": now_ms}
         if to is ItemState.CANCELLED:
             del changes["attempts"]
+        query = {**_only(only), **equal(job_id=job_id, state=state.value)}
         with job_store_errors():
-            await self._items.update_many(
-                {**(only.to_query() if only else {}), "job_id": job_id, "state": state.value}, {"$set": changes}
-            )
+            await self._items.update_many(query, {"$set": changes})
 
     async def has_open(self, job_id: str) -> bool:
         """A query sees items change state under it, so that «none is open» is believed only if all have ended."""
         with job_store_errors():
-            if await self._items.find_one({"job_id": job_id, "state": {"$in": _OPEN}}, {"_id": 1}):
-                return True
+            for state in OPEN_ITEMS:
+                if await self._items.find_one(equal(job_id=job_id, state=state.value), {"_id": 1}):
+                    return True
         counts, _ = await self.counts(job_id)
         ended = sum(counts[state] for state in _ENDED)
-        return ended < sum(int(row["items"]) for row in await self._grouped({"job_id": job_id}, "job_id"))
+        return ended < sum(int(row["items"]) for row in await self._grouped(equal(job_id=job_id), "job_id"))
 
     async def counts(self, job_id: str) -> tuple[dict[str, int], int]:
-        rows = await self._grouped({"job_id": job_id}, "state")
+        rows = await self._grouped(equal(job_id=job_id), "state")
         counts = {state.value: 0 for state in ItemState} | {row["_id"]: row["items"] for row in rows}
         return counts, sum(row["size_bytes"] for row in rows)
 
@@ -143,7 +132,7 @@ class MongoItems:
         items: dict[str, dict[str, int]] = {}
         size_bytes: dict[str, int] = {}
         for state in ItemState:
-            for row in await self._grouped({"job_id": job_id, "state": state.value}, "domain"):
+            for row in await self._grouped(equal(job_id=job_id, state=state.value), "domain"):
                 items.setdefault(row["_id"], {})[state.value] = row["items"]
                 size_bytes[row["_id"]] = size_bytes.get(row["_id"], 0) + row["size_bytes"]
         tallies = [DomainTally(domain, counts, size_bytes[domain]) for domain, counts in items.items()]
@@ -151,23 +140,23 @@ class MongoItems:
 
     async def ended_since(self, job_id: str, since_ms: int) -> int:
         """By grouping, which every server counts by its index; one for each state, for the same reason."""
-        recent = {"job_id": job_id, "updated_at_ms": {"$gte": since_ms}}
+        recent = {**equal(job_id=job_id), "updated_at_ms": {"$gte": since_ms}}
         ended = [ItemState.COMPLETED.value, ItemState.FAILED.value]
-        rows = [row for state in ended for row in await self._grouped({**recent, "state": state}, "state")]
+        rows = [row for state in ended for row in await self._grouped({**recent, **equal(state=state)}, "state")]
         return sum(row["items"] for row in rows)
 
     async def failures(self, job_id: str) -> list[DomainFailures]:
         """One grouping per reason: not every server groups by two fields at once."""
-        failed = {"job_id": job_id, "state": ItemState.FAILED.value}
+        failed = equal(job_id=job_id, state=ItemState.FAILED.value)
         found: dict[str, dict[str, int]] = {}
         for by_reason in await self._grouped(failed, "reason"):
-            for row in await self._grouped({**failed, "reason": by_reason["_id"]}, "domain"):
+            for row in await self._grouped({**failed, **equal(reason=by_reason["_id"])}, "domain"):
                 found.setdefault(row["_id"], {})[by_reason["_id"]] = row["items"]
         failures = [DomainFailures(domain, reasons) for domain, reasons in found.items()]
         return sorted(failures, key=lambda row: (-sum(row.reasons.values()), row.domain))
 
     async def page(self, job_id: str, only: ItemFilter, *, after: str | None, limit: int) -> list[Item]:
-        query: dict[str, Any] = {"job_id": job_id, **only.to_query()}
+        query = {**equal(job_id=job_id), **_only(only)}
         if after is not None:
             query["key"] = {"$gt": after}
         with job_store_errors():
@@ -175,18 +164,18 @@ class MongoItems:
         return [Item.from_document(document) for document in documents]
 
     async def with_file(self, job_id: str, path: str) -> bool:
-        query: dict[str, Any] = {"job_id": job_id, "path": path}
         folder, _, name = path.rpartition("/")
+        query = equal(job_id=job_id, folder=folder.removesuffix("/original"), path=path)
         if name == "metadata.json":
-            query = {"job_id": job_id, "folder": folder}
+            query = equal(job_id=job_id, folder=folder)
         elif (made := _PROCESSED.fullmatch(path)) is not None:
-            query = {"job_id": job_id, "folder": made[1], "position": int(made[2])}
+            query = equal(job_id=job_id, folder=made[1], position=int(made[2]))
         with job_store_errors():
             return await self._items.find_one(query, {"_id": 1}) is not None
 
     async def delete_of(self, job_id: str) -> None:
         with job_store_errors():
-            await self._items.delete_many({"job_id": job_id})
+            await self._items.delete_many(equal(job_id=job_id))
 
     async def _grouped(self, query: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
         group = {"_id": f"${field}", "items": {"$sum": 1}, "size_bytes": {"$sum": "$size_bytes"}}
@@ -195,3 +184,11 @@ class MongoItems:
                 None
             )
         return rows
+
+
+def _held_by(holder: str) -> dict[str, Any]:
+    return equal(state=ItemState.DOWNLOADING.value, lease_holder=holder)
+
+
+def _only(which: ItemFilter | None) -> dict[str, Any]:
+    return equal(**which.given()) if which is not None else {}

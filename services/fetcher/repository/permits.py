@@ -10,7 +10,7 @@ from libs.common.ids import uuid7
 from services.fetcher.domain.troubles import DomainState
 from services.fetcher.errors import job_store_errors
 from services.fetcher.models import Permit
-from services.fetcher.repository.connection import MongoStore
+from services.fetcher.repository.connection import MongoStore, equal
 
 _DUPLICATE_KEY = 11000
 _MOST_DOMAINS = 10_000
@@ -56,9 +56,9 @@ class MongoPermits:
     async def renew(self, holder: str, *, now_ms: int, until_ms: int) -> list[Permit]:
         with job_store_errors():
             await self._permits.update_many(
-                {"holder": holder, "until_ms": {"$gt": now_ms}}, {"$set": {"until_ms": until_ms}}
+                {**equal(holder=holder), "until_ms": {"$gt": now_ms}}, {"$set": {"until_ms": until_ms}}
             )
-            documents = await self._permits.find({"holder": holder, "until_ms": until_ms}).to_list(None)
+            documents = await self._permits.find(equal(holder=holder, until_ms=until_ms)).to_list(None)
         return [_permit(document) for document in documents]
 
     async def ask(self, permits: Collection[Permit]) -> None:

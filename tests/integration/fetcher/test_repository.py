@@ -1,6 +1,7 @@
 """The contract of the job store, on every MongoDB-compatible engine at hand."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -195,7 +196,7 @@ async def test_claims_respect_due_times_and_crowded_domains(store: MongoStore) -
     await items.add([item(1), item(2, domain="b.example"), item(3, domain="c.example")])
     taken = await items.claim("job-001", limit=9, holder="a", now_ms=1, until_ms=100, without=["a.example"])
     assert {claimed.domain for claimed in taken} == {"b.example", "c.example"}
-    await items.settle("a", {taken[0].id: {"state": "pending", "not_before_ms": 500}})
+    await items.settle("a", [(taken[0], {"state": "pending", "not_before_ms": 500})])
     early = await items.claim("job-001", limit=9, holder="a", now_ms=499, until_ms=600, without=["a.example"])
     assert early == []
     due = await items.claim("job-001", limit=9, holder="a", now_ms=500, until_ms=600, without=["a.example"])
@@ -205,22 +206,36 @@ async def test_claims_respect_due_times_and_crowded_domains(store: MongoStore) -
 async def test_only_the_holder_settles_an_item(store: MongoStore) -> None:
     items = MongoItems(store)
     await items.add([item(1)])
-    await items.claim("job-001", limit=1, holder="a", now_ms=1, until_ms=100, without=())
-    assert await items.settle("b", {"job-001:00001": {"state": "completed"}}) == 0
-    assert await items.settle("a", {"job-001:00001": {"state": "completed", "size_bytes": 10}}) == 1
-    assert await items.settle("a", {"job-001:00001": {"state": "failed"}}) == 0
+    (claimed,) = await items.claim("job-001", limit=1, holder="a", now_ms=1, until_ms=100, without=())
+    assert await items.settle("b", [(claimed, {"state": "completed"})]) == 0
+    assert await items.settle("a", [(claimed, {"state": "completed", "size_bytes": 10})]) == 1
+    assert await items.settle("a", [(claimed, {"state": "failed"})]) == 0
     counts, size_bytes = await items.counts("job-001")
     assert (counts["completed"], size_bytes) == (1, 10)
+
+
+async def test_a_settled_item_keeps_what_it_was_and_gains_what_came_of_it(store: MongoStore) -> None:
+    items = MongoItems(store)
+    await items.add([item(1)])
+    (claimed,) = await items.claim("job-001", limit=1, holder="a", now_ms=1, until_ms=100, without=())
+    await items.settle("a", [(claimed, {"state": "pending", "reason": "http-500", "not_before_ms": 0})])
+    (again,) = await items.claim("job-001", limit=1, holder="b", now_ms=2, until_ms=100, without=())
+    assert (again.attempts, again.reason) == (2, "http-500")
+    await items.settle("b", [(again, {"state": "completed", "reason": None, "size_bytes": 10, "sha256": "ab"})])
+    (found,) = await items.page("job-001", ItemFilter(), after=None, limit=2)
+    expected = {"attempts": 2, "size_bytes": 10, "sha256": "ab", "updated_at_ms": found.updated_at_ms}
+    assert found == replace(item(1), state=ItemState.COMPLETED, **expected)
+    assert await items.held("a") == await items.held("b") == set()
 
 
 async def test_a_lease_that_ran_out_frees_its_items_and_a_renewed_one_does_not(store: MongoStore) -> None:
     items = MongoItems(store)
     await items.add([item(1), item(2, job_id="job-002")])
-    await items.claim("job-001", limit=1, holder="dead", now_ms=1, until_ms=100, without=())
+    (claimed,) = await items.claim("job-001", limit=1, holder="dead", now_ms=1, until_ms=100, without=())
     await items.claim("job-002", limit=1, holder="alive", now_ms=1, until_ms=100, without=())
     await items.renew("alive", until_ms=300)
     assert await items.expire(200) == {"job-001"}
-    assert await items.settle("dead", {"job-001:00001": {"state": "completed"}}) == 0
+    assert await items.settle("dead", [(claimed, {"state": "completed"})]) == 0
     again = await items.claim("job-001", limit=1, holder="alive", now_ms=200, until_ms=300, without=())
     assert [claimed.attempts for claimed in again] == [2]
 
@@ -237,14 +252,12 @@ async def test_items_given_back_do_not_count_the_attempt(store: MongoStore) -> N
 async def test_items_are_tallied_by_state_and_domain(store: MongoStore) -> None:
     items = MongoItems(store)
     await items.add([item(1), item(2), item(3, domain="b.example"), item(9, job_id="job-009")])
-    await items.claim("job-001", limit=9, holder="a", now_ms=1, until_ms=100, without=())
-    await items.settle(
-        "a",
-        {
-            "job-001:00001": {"state": "completed", "size_bytes": 5},
-            "job-001:00003": {"state": "failed", "reason": "http-404"},
-        },
-    )
+    taken = await items.claim("job-001", limit=9, holder="a", now_ms=1, until_ms=100, without=())
+    outcomes = {
+        "job-001:00001": {"state": "completed", "size_bytes": 5},
+        "job-001:00003": {"state": "failed", "reason": "http-404"},
+    }
+    await items.settle("a", [(claimed, outcomes[claimed.id]) for claimed in taken if claimed.id in outcomes])
     tallies = [(row.domain, row.items, row.size_bytes) for row in await items.domains("job-001")]
     assert tallies == [("a.example", {"downloading": 1, "completed": 1}, 5), ("b.example", {"failed": 1}, 0)]
     assert await items.has_open("job-001")
@@ -268,9 +281,9 @@ async def test_items_are_paged_by_id_and_moved_and_deleted_together(store: Mongo
 async def test_a_file_is_known_by_its_path_and_metadata_by_its_folder(store: MongoStore) -> None:
     items = MongoItems(store)
     await items.add([item(1)])
-    await items.claim("job-001", limit=1, holder="a", now_ms=1, until_ms=100, without=())
+    (claimed,) = await items.claim("job-001", limit=1, holder="a", now_ms=1, until_ms=100, without=())
     path = "shop/products/1-image/original/img_001.jpg"
-    await items.settle("a", {"job-001:00001": {"state": "completed", "path": path}})
+    await items.settle("a", [(claimed, {"state": "completed", "path": path})])
     assert await items.with_file("job-001", path)
     assert await items.with_file("job-001", "shop/products/1-image/metadata.json")
     assert not await items.with_file("job-002", path)
@@ -383,7 +396,7 @@ async def test_of_many_equal_keys_one_may_go_on(store: MongoStore) -> None:
 async def test_failures_are_told_by_domain_and_reason_and_retried_by_class(store: MongoStore) -> None:
     items = MongoItems(store)
     await items.add([item(number, domain="a.example" if number < 4 else "b.example") for number in range(6)])
-    await items.claim("job-001", limit=9, holder="a", now_ms=1, until_ms=100, without=())
+    taken = await items.claim("job-001", limit=9, holder="a", now_ms=1, until_ms=100, without=())
     reasons = ["http-404", "http-404", "http-500", None, "http-404", "not-a-picture"]
     classes = {"http-404": "client", "http-500": "server", "not-a-picture": "content"}
     outcomes = {
@@ -391,7 +404,7 @@ async def test_failures_are_told_by_domain_and_reason_and_retried_by_class(store
         | {"error_class": classes.get(reason or "")}
         for number, reason in enumerate(reasons)
     }
-    await items.settle("a", outcomes)
+    await items.settle("a", [(claimed, outcomes[claimed.id]) for claimed in taken])
     assert [(row.domain, row.reasons) for row in await items.failures("job-001")] == [
         ("a.example", {"http-404": 2, "http-500": 1}),
         ("b.example", {"http-404": 1, "not-a-picture": 1}),
