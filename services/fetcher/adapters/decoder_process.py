@@ -38,7 +38,7 @@ _MAGIC = (
     (b"MM\x00*", "TIFF"),
 )
 _HASH_SIDE = 8
-_LEAST_SIDE = 64
+_LEAST_SIDE = 32
 _ALL_FRAMES_FACTOR = 5
 
 
@@ -103,8 +103,10 @@ def _decode(image: Image.Image, *, max_pixels: int, max_frames: int, decode: boo
         if not decode:
             return None
         if frame == 0 and image.format == "JPEG":
-            # All its data is read all the same; only the inverse transform, which cannot fail, makes fewer pixels.
-            image.draft(image.mode, (max(_LEAST_SIDE, image.width // 8), max(_LEAST_SIDE, image.height // 8)))
+            # All its data is read all the same; only the inverse transform, which cannot fail, makes fewer pixels,
+            # and of those the brightness alone: the hash needs no more.
+            mode = "L" if image.mode == "RGB" else image.mode
+            image.draft(mode, (max(_LEAST_SIDE, image.width // 8), max(_LEAST_SIDE, image.height // 8)))
         image.load()
         if frame == 0:
             perceptual_hash = difference_hash(image)
