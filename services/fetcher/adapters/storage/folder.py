@@ -30,6 +30,8 @@ class _Batch:
     replaced: list[str]
     aside: dict[str, Path]
     """New bodies of this batch by digest, so that equal ones are written once."""
+    linked: set[Path]
+    """Those of the files that are links to others."""
 
 
 class FolderStore:
@@ -98,7 +100,7 @@ class FolderStore:
         for at, writing in enumerate(batch):
             folders.setdefault(writing.item.folder, []).append(at)
         with contextlib.ExitStack() as locks:
-            work = _Batch([], [], {}, [], {})
+            work = _Batch([], [], {}, [], {}, set())
             if self._is_full():
                 errors = dict.fromkeys(range(len(batch)), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
                 folders = {}
@@ -123,42 +125,45 @@ class FolderStore:
     def _write_folder(self, name: str, batch: Sequence[Writing], work: _Batch) -> list[tuple[Path, Path]]:
         """Write a folder's new pictures and metadata aside; gives what is to be renamed, pictures first."""
         folder = self._root / name
-        merged = meta.merge(_read(folder / meta.NAME), batch)
+        metadata, originals = folder / meta.NAME, folder / "original"
+        merged = meta.merge(_read(metadata), batch)
         moves: list[tuple[Path, Path]] = []
         contents: dict[str, Path] = {}
         try:
             for writing in batch:
                 if writing.body is not None and writing.name is not None:
-                    target = folder / "original" / writing.name
-                    moves.append((self._write_body(writing.body, work.aside), target))
+                    target = originals / writing.name
+                    moves.append((self._write_body(writing.body, work), target))
                     contents.setdefault(writing.body.sha256, target)
                 for path, data in writing.files():
                     moves.append((self._spool.temporary(), self._root / path))
                     moves[-1][0].write_bytes(data)
             temporary = self._spool.temporary()
-            moves.append((temporary, folder / meta.NAME))
+            moves.append((temporary, metadata))
             temporary.write_bytes(merged.data)
         except BaseException:
             for temporary, _ in moves:
                 temporary.unlink(missing_ok=True)
             raise
         if contents:
-            (folder / "original").mkdir(exist_ok=True)
+            originals.mkdir(exist_ok=True)
             (folder / "processed").mkdir(exist_ok=True)
         work.contents |= contents
         work.outdated += [folder / file for file in merged.outdated]
         work.replaced += merged.replaced_sha256
         return moves
 
-    def _write_body(self, body: Body, aside: dict[str, Path]) -> Path:
+    def _write_body(self, body: Body, work: _Batch) -> Path:
         """A file with the body's bytes: a link to one that is there already, else a new one."""
         temporary = self._spool.temporary()
         if self._contents.take(body.sha256, body.size_bytes, temporary):
+            work.linked.add(temporary)
             return temporary
-        twin = aside.setdefault(body.sha256, temporary) if body.sha256 else temporary
+        twin = work.aside.setdefault(body.sha256, temporary) if body.sha256 else temporary
         if twin is not temporary:
             with contextlib.suppress(OSError):
                 os.link(twin, temporary)
+                work.linked.add(temporary)
                 return temporary
         if body.file is not None:
             body.file.replace(temporary)
@@ -177,7 +182,8 @@ class FolderStore:
         sync(self.spool)
         for temporary, path in work.moves:
             temporary.replace(path)
-            temporary.unlink(missing_ok=True)  # rename(2) does nothing between two links of one file
+            if temporary in work.linked:  # rename(2) does nothing between two links of one file
+                temporary.unlink(missing_ok=True)
         for path in work.outdated:
             path.unlink(missing_ok=True)
         for sha256, path in work.contents.items():

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ class Spool:
     def __init__(self, root: Path) -> None:
         self.path = root / uuid7().hex
         self._lock: int | None = None
-        self._number = 0
+        self._numbers = itertools.count(1)
 
     def start(self) -> None:
         """Make the folder and remove dead processes'; raises OSError if the root cannot be written."""
@@ -39,8 +40,7 @@ class Spool:
             self._lock = None
 
     def temporary(self) -> Path:
-        self._number += 1
-        return self.path / f"{self._number}-{uuid7().hex}"
+        return self.path / str(next(self._numbers))
 
 
 def sync(folder: Path) -> None:
