@@ -124,6 +124,7 @@ class _Fetcher:
         downloader = HttpDownloader(
             self._client,
             spool=lambda: self.pictures.spool,
+            partials=lambda: self.pictures.partials,
             max_bytes=settings.max_picture_bytes,
             robots=RobotsFiles(self._client, deadline_s=min(30.0, settings.download_deadline_s)),
         )

@@ -352,6 +352,11 @@ class PictureStore(Protocol):
         """A folder on this machine for bodies on their way."""
         ...
 
+    @property
+    def partials(self) -> Path:
+        """A folder beside it for bodies that broke off, which outlives this process."""
+        ...
+
     async def start(self) -> None:
         """Make ready; raises OSError if nothing can be written."""
 

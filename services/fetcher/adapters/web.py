@@ -31,21 +31,27 @@ _BROKEN_OFF = frozenset(
 
 
 class HttpDownloader:
-    """Implements `ports.Downloader`; larger bodies go to temporary files in `spool()`."""
+    """Implements `ports.Downloader`; larger bodies go to temporary files in `spool()`, broken ones to `partials()`."""
 
     def __init__(
-        self, client: GuardedClient, *, spool: Callable[[], Path], max_bytes: int, robots: RobotsFiles
+        self,
+        client: GuardedClient,
+        *,
+        spool: Callable[[], Path],
+        partials: Callable[[], Path],
+        max_bytes: int,
+        robots: RobotsFiles,
     ) -> None:
         self._client = client
         self._spool = spool
         self._max_bytes = max_bytes
         self._robots = robots
-        self._partials = Partials()
+        self._partials = Partials(partials, spool)
 
     async def fetch(self, url: str, wish: Wish) -> Download | NotModified:
         if wish.robots:
             await self._robots.check(url)
-        partial = self._partials.take(url)
+        partial = await asyncio.to_thread(self._partials.take, url) if self._partials.has(url) else None
         try:
             return await self._fetch(url, wish, partial)
         except OutboundError as error:
@@ -76,8 +82,9 @@ class HttpDownloader:
         try:
             async for piece in response.chunks():
                 await received.add(piece)
-        except OutboundError as error:
-            if error.reason in _BROKEN_OFF and received.size_bytes < received.due_bytes(response):
+        except (OutboundError, asyncio.CancelledError) as error:  # cancelled: paused, or the process stops
+            broken_off = not isinstance(error, OutboundError) or error.reason in _BROKEN_OFF
+            if broken_off and received.size_bytes < received.due_bytes(response):
                 await self._keep(url, response, received)
             received.discard()
             raise
@@ -97,7 +104,7 @@ class HttpDownloader:
             and received.size_bytes >= LEAST_BYTES
             and "content-encoding" not in response.headers
         ):
-            self._partials.keep(url, await received.partial(validator))
+            await asyncio.to_thread(self._partials.keep, url, await received.partial(validator))
 
     def _failed(self, response: Response) -> DownloadFailed:
         reason = "range-refused" if response.status == _RANGE_NOT_SATISFIABLE else f"http-{response.status}"

@@ -65,6 +65,33 @@ async def test_a_body_that_breaks_off_is_gone_on_with(
     assert all(ranges[1:])
 
 
+async def test_a_body_that_broke_off_is_gone_on_with_after_a_restart(
+    run_fetcher: RunFetcher,
+    source: Any,
+    pictures: PictureServer,
+    settings: FetcherSettings,
+    eventually: Eventually,
+) -> None:
+    await source["shop"].insert_one({"image": f"{pictures.url}/broken-off"})
+    async with run_fetcher(settings.model_copy(update={"retry_base_s": 2.0, "retry_cap_s": 2.0})) as fetcher:
+        body = {"options": {"max_attempts": 3}}
+        answer = await fetcher.call("POST", f"/download/collection/{source.name}/shop", json=body)
+        job_id = answer.json()["job_id"]
+
+        async def broke_off() -> bool:
+            return [(item["status"], item["attempts"]) for item in await fetcher.items(job_id)] == [("pending", 1)]
+
+        await eventually(broke_off)
+    visits = len(pictures.asked)
+    async with run_fetcher(settings) as fetcher:
+        job = await fetcher.ended(job_id)
+        assert job["items"]["completed"] == 1
+        (item,) = await fetcher.items(job_id)
+    assert (settings.storage_root / item["path"]).read_bytes() == picture("BMP", (600, 500), seed=1)
+    assert pictures.sent_bytes["/broken-off"] == item["bytes"]
+    assert all(headers.get("range") for _, headers in pictures.asked[visits:])
+
+
 async def test_a_picture_that_changed_in_between_begins_anew(
     fetcher: Fetcher, source: Any, pictures: PictureServer, settings: FetcherSettings
 ) -> None:

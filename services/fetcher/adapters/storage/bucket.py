@@ -60,6 +60,10 @@ class BucketStore:
     def spool(self) -> Path:
         return self._spool.path
 
+    @property
+    def partials(self) -> Path:
+        return self._spool.partials
+
     async def start(self) -> None:
         """Fail now rather than at the first picture if the bucket is not there or cannot be written."""
         await asyncio.to_thread(self._spool.start)

@@ -48,6 +48,10 @@ class FolderStore:
         """Where bodies wait for their place: on the same file system, out of the layout's way."""
         return self._spool.path
 
+    @property
+    def partials(self) -> Path:
+        return self._spool.partials
+
     async def start(self) -> None:
         await asyncio.to_thread(self._spool.start)
 

@@ -16,10 +16,14 @@ _libc_syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 
 
 class Spool:
-    """`<root>/<made-up name>`: what a killed process left in its own goes at the next start of any."""
+    """`<root>/<made-up name>`: what a killed process left in its own goes at the next start of any.
+
+    `<root>/partials` stays.
+    """
 
     def __init__(self, root: Path) -> None:
         self.path = root / uuid7().hex
+        self.partials = root / "partials"
         self._lock: int | None = None
         self._numbers = itertools.count(1)
 
@@ -27,10 +31,11 @@ class Spool:
         """Make the folder and remove dead processes'; raises OSError if the root cannot be written."""
         with locked(self.path.parent):  # no other start takes this folder for a dead one's before it is locked
             self.path.mkdir()
+            self.partials.mkdir(exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             for other in self.path.parent.iterdir():
-                if other != self.path:
+                if other not in (self.path, self.partials):
                     _remove_unlocked(other)
 
     def close(self) -> None:
