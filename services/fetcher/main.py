@@ -24,7 +24,7 @@ from services.fetcher import legacy
 from services.fetcher.adapters.decoders import DecoderPool
 from services.fetcher.adapters.robots import RobotsFiles
 from services.fetcher.adapters.source import MongoSource
-from services.fetcher.adapters.storage import BucketStore, FolderStore, S3Account
+from services.fetcher.adapters.storage import BucketStore, FolderStore
 from services.fetcher.adapters.web import HttpDownloader
 from services.fetcher.api import downloads_router, jobs_router
 from services.fetcher.consumers import handlers
@@ -282,17 +282,7 @@ async def migrate(settings: FetcherSettings) -> None:
 def _picture_store(settings: FetcherSettings) -> PictureStore:
     if settings.bucket is None:
         return FolderStore(settings.storage_root, min_free_bytes=settings.min_free_bytes)
-    bucket, prefix = settings.bucket
-    account = S3Account(
-        bucket=bucket,
-        prefix=prefix,
-        region=settings.s3_region,
-        endpoint=settings.s3_endpoint,
-        access_key_id=settings.s3_access_key_id,
-        secret_access_key=settings.s3_secret_access_key,
-        allow_http=settings.s3_allow_http,
-    )
-    return BucketStore(account, settings.common.data_dir / "fetcher-spool")
+    return BucketStore(settings.bucket, settings.common.data_dir / "fetcher-spool")
 
 
 def _allowed(settings: FetcherSettings) -> Allowed:

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from libs.common.settings import ServiceSettings, Words
+from libs.common.s3 import S3Account, S3Settings
+from libs.common.settings import Words
 
 
-class FetcherSettings(ServiceSettings):
+class FetcherSettings(S3Settings):
     """`mongo_uri` holds the jobs, `source_uri` the documents that point to pictures (the same server by default)."""
 
     model_config = SettingsConfigDict(env_prefix="TELAR_FETCHER_")
@@ -24,13 +25,6 @@ class FetcherSettings(ServiceSettings):
     """Root of the picture store: a path, a file: URL or s3://bucket/prefix; `<data dir>/fetcher` by default."""
     min_free_bytes: int = Field(default=200_000_000, ge=0)
     """With less room on the folder's disk nothing is stored: jobs pause, new ones are refused with 507."""
-    s3_endpoint: str | None = None
-    """Where the bucket is, such as https://minio.example.org:9000; AWS if not given."""
-    s3_region: str = "us-east-1"
-    s3_access_key_id: str | None = None
-    """Without keys they are looked for as AWS's own tools do (environment, instance role)."""
-    s3_secret_access_key: SecretStr | None = None
-    s3_allow_http: bool = False
 
     max_concurrent_downloads: int = Field(default=20, ge=1, le=1000)
     """Downloads at once in all processes that share the job store."""
@@ -84,18 +78,14 @@ class FetcherSettings(ServiceSettings):
         return Path(unquote(urlsplit(self.storage_url).path))
 
     @property
-    def bucket(self) -> tuple[str, str] | None:
-        """The bucket of the documented layout and the prefix in it, if it is not in a folder."""
-        url = urlsplit(self.storage_url or "")
-        return (url.netloc, url.path.strip("/")) if url.scheme == "s3" else None
+    def bucket(self) -> S3Account | None:
+        """The bucket of the documented layout, if it is not in a folder."""
+        url = self.storage_url or ""
+        return self.s3_account(url) if url.startswith("s3:") else None
 
     @model_validator(mode="after")
     def _refuse_unknown_stores(self) -> Self:
         url = urlsplit(self.storage_url or "")
         if url.scheme not in ("", "file", "s3") or (url.scheme == "s3" and (not url.netloc or url.query)):
             raise ValueError("TELAR_FETCHER_STORAGE_URL must be a path, a file: URL or s3://bucket/prefix")
-        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
-            raise ValueError("TELAR_FETCHER_S3_ACCESS_KEY_ID and TELAR_FETCHER_S3_SECRET_ACCESS_KEY belong together")
-        if (self.s3_endpoint or "").startswith("http://") and not self.s3_allow_http:
-            raise ValueError("TELAR_FETCHER_S3_ENDPOINT is not https; TELAR_FETCHER_S3_ALLOW_HTTP=true allows it")
         return self

@@ -7,12 +7,13 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from libs.common.settings import ServiceSettings, refuse_weak_secret
+from libs.common.s3 import S3Settings
+from libs.common.settings import refuse_weak_secret
 
 _GIB = 1024**3
 
 
-class ImagesSettings(ServiceSettings):
+class ImagesSettings(S3Settings):
     """What the images service reads; sizes are in bytes, durations in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="TELAR_IMAGES_", env_file=".env", extra="ignore", frozen=True)
@@ -20,15 +21,6 @@ class ImagesSettings(ServiceSettings):
     database_url: str = "postgresql://telar_images@127.0.0.1/telar_images"
     blob_url: str | None = None
     """`file:///absolute/folder`, shared by all replicas, or `s3://bucket/prefix`; `<data dir>/images` if not given."""
-    s3_endpoint: str | None = None
-    """Where the bucket is, such as https://minio.example.org:9000; AWS if not given."""
-    s3_region: str = "us-east-1"
-    s3_access_key_id: str | None = None
-    """Without keys they are looked for as AWS's own tools do (environment, instance role); then there are no links to
-    S3, and multipart uploads of killed processes must be ended by a lifecycle rule of the bucket."""
-    s3_secret_access_key: SecretStr | None = None
-    s3_allow_http: bool = False
-    """Lets the endpoint be http://, where keys are safe but images are not."""
     s3_links: bool = True
     """Whether clients can reach S3, so that they may be sent there for a download."""
     link_url: str | None = None
@@ -98,14 +90,6 @@ class ImagesSettings(ServiceSettings):
             is_bucket = url.scheme == "s3" and bool(url.netloc) and not url.query
             if not is_folder and not is_bucket:
                 raise ValueError("TELAR_IMAGES_BLOB_URL must be file:///an/absolute/folder or s3://bucket/prefix")
-        return self
-
-    @model_validator(mode="after")
-    def _refuse_half_an_account(self) -> Self:
-        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
-            raise ValueError("TELAR_IMAGES_S3_ACCESS_KEY_ID and TELAR_IMAGES_S3_SECRET_ACCESS_KEY belong together")
-        if (self.s3_endpoint or "").startswith("http://") and not self.s3_allow_http:
-            raise ValueError("TELAR_IMAGES_S3_ENDPOINT is not https; TELAR_IMAGES_S3_ALLOW_HTTP=true allows it")
         return self
 
     @model_validator(mode="after")

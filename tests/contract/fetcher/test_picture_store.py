@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from services.fetcher.adapters.storage import BucketStore, FolderStore, S3Account
+from libs.common.s3 import S3Account
+from services.fetcher.adapters.storage import BucketStore, FolderStore
 from services.fetcher.models import Item
 from services.fetcher.ports import Body, PictureStore, Result, Writing
 from tests.contract.images import s3

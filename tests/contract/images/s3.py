@@ -12,7 +12,7 @@ from moto.moto_api._internal import moto_api_backend
 from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
-from services.images.adapters.s3_blobs import S3Account
+from libs.common.s3 import S3Account
 
 ACCESS_KEY_ID = "AKIATELARTESTS"
 SECRET_ACCESS_KEY = "made-up-for-the-tests-of-telar"

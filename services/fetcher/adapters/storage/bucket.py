@@ -5,19 +5,15 @@ import contextlib
 import errno
 import os
 import random
-import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-from obstore.store import S3Store
-from pydantic import SecretStr
+from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from libs.common.errors import StorageFull
+from libs.common.s3 import FAILURES, S3Account, connect, is_full
 from services.fetcher.adapters.storage import metadata as meta
 from services.fetcher.adapters.storage.spool import Spool
 from services.fetcher.models import Item
@@ -27,21 +23,6 @@ _AT_ONCE = 32
 _TRIES = 30
 _READ_BYTES = 1 << 20
 _PROBE = ".spool/probe"
-_FULL = re.compile(r"<Code>\w*(?:StorageFull|QuotaExceeded|InsufficientStorage)\w*</Code>|507 Insufficient Storage")
-_FAILURES = (BaseError, OSError)  # obstore raises OSError itself for missing objects and from its writers
-
-
-@dataclass(frozen=True, slots=True)
-class S3Account:
-    """A bucket and who may use it; without keys they are found as AWS's own tools find them (environment, role)."""
-
-    bucket: str
-    prefix: str
-    region: str
-    endpoint: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: SecretStr | None = None
-    allow_http: bool = False
 
 
 class BucketStore:
@@ -51,7 +32,7 @@ class BucketStore:
     """
 
     def __init__(self, account: S3Account, spool_root: Path) -> None:
-        self._store = _connect(account)
+        self._store = connect(account)
         self._spool = Spool(spool_root)
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._full = False
@@ -72,7 +53,7 @@ class BucketStore:
             await obstore.delete_async(self._store, _PROBE)
         except BaseException as error:
             await asyncio.to_thread(self._spool.close)
-            if isinstance(error, _FAILURES):
+            if isinstance(error, FAILURES):
                 raise _os_error(error) from error
             raise
 
@@ -85,7 +66,7 @@ class BucketStore:
             try:
                 await obstore.put_async(self._store, _PROBE, b"room?")
                 await obstore.delete_async(self._store, _PROBE)
-            except _FAILURES as error:
+            except FAILURES as error:
                 raise StorageFull("The bucket for pictures is full; nothing was changed", retry_after_s=60) from error
             self._full = False
 
@@ -159,7 +140,7 @@ class BucketStore:
                 await self._update(folder, merged)
                 if outdated:
                     await obstore.delete_async(self._store, outdated)
-        except _FAILURES as error:
+        except FAILURES as error:
             failure = _os_error(error)
             self._full = self._full or failure.errno == errno.ENOSPC
             return failure
@@ -194,40 +175,15 @@ class BucketStore:
             yield bytes(piece)
 
 
-def _connect(account: S3Account) -> S3Store:
-    secret = account.secret_access_key
-    keys = {} if secret is None else {"secret_access_key": secret.get_secret_value()}
-    if account.access_key_id is not None:
-        keys["access_key_id"] = account.access_key_id
-    if account.endpoint is not None:
-        keys["endpoint"] = account.endpoint
-    return S3Store(
-        account.bucket,
-        prefix=account.prefix or None,
-        region=account.region,
-        client_options={
-            "allow_http": account.allow_http,
-            "connect_timeout": timedelta(seconds=5),
-            "timeout": timedelta(seconds=120),
-        },
-        retry_config={
-            "max_retries": 4,
-            "retry_timeout": timedelta(seconds=60),
-            "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2},
-        },
-        **keys,  # type: ignore[arg-type]  # each is an option of its own
-    )
-
-
 @contextlib.contextmanager
 def _failures_of_s3() -> Iterator[None]:
     try:
         yield
-    except _FAILURES as error:
+    except FAILURES as error:
         raise _os_error(error) from error
 
 
 def _os_error(error: BaseException) -> OSError:
     """What S3 says in the words of a disk; the words of S3, which may name the bucket, stay here."""
-    number = errno.ENOSPC if _FULL.search(str(error)) else errno.EIO
+    number = errno.ENOSPC if is_full(error) else errno.EIO
     return OSError(number, os.strerror(number))

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import httpx
 
-from services.images.adapters.s3_blobs.access import S3Account
+from libs.common.s3 import S3Account
 from services.images.adapters.s3_blobs.signing import presigned
 from services.images.errors import BlobStoreUnavailable
 

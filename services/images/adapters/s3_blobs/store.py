@@ -9,8 +9,9 @@ from uuid import UUID
 import obstore
 from obstore.store import S3Store
 
+from libs.common.s3 import S3Account, connect
 from services.images.adapters.links import content_disposition
-from services.images.adapters.s3_blobs.access import Range, S3Account, connect, read_ranges, s3_errors
+from services.images.adapters.s3_blobs.access import Range, read_ranges, s3_errors
 from services.images.adapters.s3_blobs.multiparts import Multiparts
 from services.images.adapters.s3_blobs.pieces import (
     STAGING,
