@@ -16,7 +16,7 @@ from gateway.aggregate import Services
 from gateway.entry import GatewayEntry
 from gateway.feeds import Entry, Feed, log_entry
 from gateway.limits import Limits
-from gateway.proxy import Relay, TrustedProxies, Upstream
+from gateway.proxy import CONNECT_TIMEOUT_S, Relay, ReplicaTransport, TrustedProxies, Upstream
 from gateway.routes import RouteTable
 from gateway.sessions import AuthClient, Sessions
 from gateway.settings import GatewaySettings
@@ -44,17 +44,18 @@ def create_app(settings: GatewaySettings, *, bus: Bus) -> ASGIApp:
     revocations = Revocations()
     verifier = TokenVerifier(keys, revocations, issuer=common.issuer, audience=common.audience)
     issuer = TokenIssuer(keys, issuer=common.issuer, audience=common.audience, lifetime_s=settings.token_seconds)
-    http = httpx.AsyncClient(trust_env=False, timeout=30)
-    auth = AuthClient(settings.auth_urls, issuer, http)
-    sessions = Sessions(auth, issuer, verifier, key_cache_s=settings.key_cache_seconds)
-    limits = Limits(settings)
-    proxies = TrustedProxies(str(network) for network in settings.trusted_proxies)
     urls = settings.upstream_urls()
     upstreams = {
         name: Upstream(name, bases, requests=metrics.requests.labels("gateway", "*", f"relay:{name}", "relayed"))
         for name, bases in urls.items()
         if bases
     }
+    transport = ReplicaTransport(upstream.replicas for upstream in upstreams.values())
+    http = httpx.AsyncClient(transport=transport, trust_env=False, timeout=httpx.Timeout(30, connect=CONNECT_TIMEOUT_S))
+    auth = AuthClient(settings.auth_urls, issuer, http)
+    sessions = Sessions(auth, issuer, verifier, key_cache_s=settings.key_cache_seconds)
+    limits = Limits(settings)
+    proxies = TrustedProxies(str(network) for network in settings.trusted_proxies)
     sockets = WebSocketRelay(proxies)
     services = Services(urls, http)
     events, logs = Feed(settings.event_history), Feed(settings.log_history)
@@ -70,13 +71,15 @@ def create_app(settings: GatewaySettings, *, bus: Bus) -> ASGIApp:
         keys.ensure()
         await _feed(bus, events, logs)
         await _cut_revoked(bus, revocations, upstreams, sockets)
-        following = asyncio.create_task(follow_revocations(revocations, bus, auth.revocations), name="revocations")
+        following = [asyncio.create_task(follow_revocations(revocations, bus, auth.revocations), name="revocations")]
+        following += [asyncio.create_task(upstream.follow_replicas()) for upstream in upstreams.values()]
         structlog.get_logger().info("gateway_ready", service="gateway")
         yield
         checks.draining = True
-        following.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await following
+        for task in following:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         for upstream in upstreams.values():
             upstream.close()
         await http.aclose()

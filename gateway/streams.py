@@ -98,10 +98,13 @@ class WebSocketRelay:
     ) -> ClientConnection:
         path, _, query = target.partition("?")
         cause: Exception | None = None
-        for endpoint in upstream.endpoints:
+        upstream.replicas.next()
+        for endpoint in upstream.replicas.in_turn():
             try:
                 connection = await _Connect(
                     f"ws://{endpoint.authority.decode('ascii')}/",
+                    host=endpoint.address,
+                    port=endpoint.port,
                     path=path,
                     query=query,
                     additional_headers=fields,

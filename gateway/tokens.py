@@ -1,5 +1,6 @@
 """Access tokens (RFC 9068): signing with the newest key of a JWK set that gateway replicas share, and rotation."""
 
+import contextlib
 import json
 import os
 import time
@@ -60,16 +61,19 @@ class KeyRing:
         self._looked_at = 0.0
 
     def ensure(self) -> None:
-        """Make a first key if there is no file yet."""
+        """Make a first key if there is no file yet; of replicas that start together one's becomes everybody's."""
         if not self._path.exists():
-            self._store([self._new()])
+            partial = self._written([self._new()])
+            with contextlib.suppress(FileExistsError):
+                self._path.hardlink_to(partial)
+            partial.unlink()
         self._reload(at_once=True)
 
     def rotate(self) -> str:
         """Add a key and retire the oldest beyond `KEEP`; gives the new kid. Replicas follow within a second."""
         self.ensure()
         fresh = self._new()
-        self._store([*self._keys, fresh][-KEEP:])
+        self._written([*self._keys, fresh][-KEEP:]).replace(self._path)
         self._reload(at_once=True)
         return fresh.kid
 
@@ -90,15 +94,16 @@ class KeyRing:
     def _new(self) -> SigningKey:
         return SigningKey(kid=uuid7().hex, private=Ed25519PrivateKey.generate(), created_at=self._now())
 
-    def _store(self, keys: Iterable[SigningKey]) -> None:
+    def _written(self, keys: Iterable[SigningKey]) -> Path:
+        """A complete file beside the real one, under a name of its own: replicas in containers have the same pids."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(f".{os.getpid()}.new")
+        partial = self._path.with_suffix(f".{uuid7().hex}.new")
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump({"keys": [key.jwk(private=True) for key in keys]}, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self._path)
+        return partial
 
     def _reload(self, *, at_once: bool = False) -> None:
         if not at_once and time.monotonic() - self._looked_at < _RELOAD_EVERY_S:

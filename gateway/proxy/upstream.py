@@ -2,10 +2,8 @@
 
 import asyncio
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import count
-from urllib.parse import urlsplit
+from time import monotonic
 
 import structlog
 from prometheus_client import Counter
@@ -13,25 +11,13 @@ from prometheus_client import Counter
 from gateway.proxy.breaker import CircuitBreaker
 from gateway.proxy.connection import Exchange, UpstreamConnection
 from gateway.proxy.errors import Failures, failures_of
+from gateway.proxy.replicas import REST_S, Endpoint, Replicas, Resolve, addresses_of
 from libs.common.errors import TelarError
 
 TICK_S = 0.05
+CONNECT_TIMEOUT_S = 2.0
+LEARN_EVERY_S = 2.0
 _log = structlog.get_logger()
-
-
-class Endpoint:
-    """One address of a service: `http://host:port`, on loopback or an internal network."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query or parts.username:
-            raise ValueError(f"an upstream's URL must look like http://host:port, not {url!r}")
-        self.host = parts.hostname
-        self.port = parts.port or 80
-        name = f"[{self.host}]" if ":" in self.host else self.host
-        self.authority = f"{name}:{self.port}".encode("ascii")
-        self.host_line = b"host: " + self.authority + b"\r\n\r\n"
-        self.idle: deque[UpstreamConnection] = deque()
 
 
 class Upstream:
@@ -48,7 +34,7 @@ class Upstream:
         name: str,
         urls: Sequence[str],
         *,
-        connect_timeout_s: float = 2.0,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
         answer_timeout_s: float = 60.0,
         keep_alive_s: float = 4.0,
         max_requests: int = 2048,
@@ -60,10 +46,9 @@ class Upstream:
         self.name = name
         self.failures: Failures = failures_of(name)
         self.breaker = breaker or CircuitBreaker()
-        self.endpoints = [Endpoint(url) for url in urls]
+        self.replicas = Replicas(urls)
         self.busy: set[Exchange] = set()
         self.tick = 0
-        self._next = count()
         self.connect_timeout_s = connect_timeout_s
         self._answer_ticks = max(1, round(answer_timeout_s / TICK_S))
         self._keep_alive_s = keep_alive_s
@@ -88,7 +73,7 @@ class Upstream:
 
     def idle_connection(self) -> UpstreamConnection | None:
         """A kept-alive connection to the endpoint whose turn it is, if there is one."""
-        idle = self._in_turn()[0].idle
+        idle = self.replicas.next().idle
         while idle:
             connection = idle.pop()
             if not connection.closed:
@@ -98,10 +83,11 @@ class Upstream:
     async def new_connection(self) -> UpstreamConnection:
         """Connect to the first endpoint in turn that can be reached; raises the service's Unavailable if none can."""
         cause: OSError | None = None
-        for endpoint in self._in_turn():
+        for endpoint in self.replicas.in_turn():
             try:
                 return await self._connect(endpoint)
             except OSError as error:
+                endpoint.rests_until = monotonic() + REST_S
                 cause = error
         raise self.unreachable(cause)
 
@@ -113,17 +99,11 @@ class Upstream:
             f"The {self.name} service cannot be reached.", retry_after_s=max(1.0, self.breaker.retry_after_s)
         )
 
-    def _in_turn(self) -> list[Endpoint]:
-        if len(self.endpoints) == 1:
-            return self.endpoints
-        first = next(self._next) % len(self.endpoints)
-        return self.endpoints[first:] + self.endpoints[:first]
-
     async def _connect(self, endpoint: Endpoint) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self.connect_timeout_s):
             transport, connection = await loop.create_connection(
-                lambda: UpstreamConnection(endpoint.host_line, endpoint.idle), endpoint.host, endpoint.port
+                lambda: UpstreamConnection(endpoint.host_line, endpoint.idle), endpoint.address, endpoint.port
             )
         keep_alive(transport)
         return connection
@@ -162,7 +142,7 @@ class Upstream:
                 self._time_out(exchange)
         oldest = self.tick - self._keep_alive_s / TICK_S
         resting = False
-        for endpoint in self.endpoints:
+        for endpoint in (*self.replicas.endpoints, *self.replicas.left):
             while endpoint.idle and (endpoint.idle[0].closed or endpoint.idle[0].idle_since < oldest):
                 connection = endpoint.idle.popleft()
                 if not connection.closed:
@@ -176,6 +156,15 @@ class Upstream:
             self.breaker.failed()
             _log.warning("upstream_timeout", service=self.name)
             exchange.fail(self.failures.timeout(f"The {self.name} service did not answer in time."))
+
+    async def follow_replicas(self, resolve: Resolve = addresses_of, *, every_s: float = LEARN_EVERY_S) -> None:
+        """Keep knowing all replicas, until cancelled; returns at once if all URLs hold addresses."""
+        while self.replicas.are_named:
+            await self.replicas.learn(resolve)
+            in_use = {id(exchange.connection.pool) for exchange in self.busy}
+            self.replicas.left = [one for one in self.replicas.left if one.idle or id(one.idle) in in_use]
+            self._watch()  # closes what rests on those that were left
+            await asyncio.sleep(every_s)
 
     def end_sessions(self, belongs: Callable[[str], bool], reason: TelarError) -> int:
         """Cut what the sessions that `belongs` picks have under way, open streams among them; how many there were.
@@ -192,7 +181,7 @@ class Upstream:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for endpoint in self.endpoints:
+        for endpoint in (*self.replicas.endpoints, *self.replicas.left):
             while endpoint.idle:
                 endpoint.idle.pop().abort()
         for exchange in list(self.busy):

@@ -11,6 +11,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
+from gateway.proxy.replicas import Endpoint
+
 
 class Service:
     """What the relay connects to; it says what it saw of the handshake, and then does what its path says."""
@@ -62,11 +64,10 @@ async def service(stack: Any) -> AsyncIterator[Service]:
 
     async with serve(handle, "127.0.0.1", 0, process_request=service.screen, select_subprotocol=choose) as server:
         port = server.sockets[0].getsockname()[1]
-        endpoint = stack.edge.upstream.endpoints[0]
-        before = endpoint.authority
-        endpoint.authority = b"127.0.0.1:%d" % port
+        replicas = stack.edge.upstream.replicas
+        before, replicas.endpoints = replicas.endpoints, [Endpoint(f"http://127.0.0.1:{port}")]
         yield service
-        endpoint.authority = before
+        replicas.endpoints = before
 
 
 class Once(connect):
@@ -113,7 +114,7 @@ async def test_the_service_sees_the_gateways_identity_and_no_other(stack: Any, s
     headers = service.requests[0].headers
     assert headers.get_all("Authorization") == ["Bearer signed-by-the-gateway"]
     assert headers.get_all("X-Forwarded-For") == ["127.0.0.1"]
-    assert headers.get_all("Host") == [stack.edge.upstream.endpoints[0].authority.decode()]
+    assert headers.get_all("Host") == [stack.edge.upstream.replicas.endpoints[0].authority.decode()]
     assert headers["X-Kept"] == "yes"
     assert headers["Origin"] == "https://telar.example"
     assert {"X-User-Id", "X_User", "X-Api-Key"}.isdisjoint(headers)
@@ -160,13 +161,13 @@ async def test_a_refused_handshake_is_passed_on_and_a_redirect_is_not_followed(
 
 
 async def test_an_unreachable_service_is_a_503_before_the_handshake(stack: Any) -> None:
-    endpoint = stack.edge.upstream.endpoints[0]
-    before, endpoint.authority = endpoint.authority, b"127.0.0.1:1"
+    replicas = stack.edge.upstream.replicas
+    before, replicas.endpoints = replicas.endpoints, [Endpoint("http://127.0.0.1:1")]
     try:
         with pytest.raises(InvalidStatus) as refused:
             await dial(url(stack, "echo"))
     finally:
-        endpoint.authority = before
+        replicas.endpoints = before
     assert refused.value.response.status_code == 503
 
 

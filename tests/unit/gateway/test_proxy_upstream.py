@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, Counter
 
 from gateway.proxy.connection import Exchange
 from gateway.proxy.errors import failures_of
-from gateway.proxy.upstream import Endpoint, Upstream
+from gateway.proxy.replicas import Endpoint
+from gateway.proxy.upstream import Upstream
 from libs.common.errors import Unavailable
 
 
@@ -52,7 +53,7 @@ async def nobody() -> Any:
 async def test_replicas_take_turns_and_a_dead_one_is_passed_over(ports: list[int]) -> None:
     urls = [f"http://127.0.0.1:{port}" for port in (ports[0], 1, ports[1])]
     upstream = Upstream("vms", urls)
-    used = [await upstream.new_connection() for _ in range(6)]
+    used = [upstream.idle_connection() or await upstream.new_connection() for _ in range(6)]
     hosts = {connection.host_line for connection in used}
     for connection in used:
         connection.abort()
@@ -92,9 +93,9 @@ async def test_an_idle_connection_is_closed_before_the_service_would_do_so(ports
     connection.start(exchange, b"GET / HTTP/1.1\r\n\r\n")
     connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     upstream.finish(exchange)
-    assert list(upstream.endpoints[0].idle) == [connection]
+    assert list(upstream.replicas.endpoints[0].idle) == [connection]
     async with asyncio.timeout(5):
-        while upstream.endpoints[0].idle:  # noqa: ASYNC110  # the pool tells nobody
+        while upstream.replicas.endpoints[0].idle:  # noqa: ASYNC110  # the pool tells nobody
             await asyncio.sleep(0.01)
     assert connection.closed
     upstream.close()

@@ -1,6 +1,7 @@
 import json
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jwt
@@ -56,6 +57,14 @@ def test_a_second_start_keeps_the_keys(ring: KeyRing, tmp_path: Path, now: Now) 
     again = KeyRing(tmp_path / "gateway" / "keys.json", now)
     again.ensure()
     assert again.jwks() == ring.jwks()
+
+
+def test_gateways_that_start_together_sign_with_the_same_key(tmp_path: Path, now: Now) -> None:
+    rings = [KeyRing(tmp_path / "together" / "keys.json", now) for _ in range(8)]
+    with ThreadPoolExecutor(len(rings)) as pool:
+        list(pool.map(KeyRing.ensure, rings))
+    assert len({ring.signing_key().kid for ring in rings}) == 1
+    assert [file.name for file in (tmp_path / "together").iterdir()] == ["keys.json"]
 
 
 async def test_what_the_gateway_signs_services_accept(ring: KeyRing, now: Now) -> None:
