@@ -7,7 +7,7 @@ TEST_ARGS ?=
 ROWS ?=
 # Files of tests that run at a time: as many as there are processors, but not more than four.
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
-TEST_IMAGES := rabbitmq stacks
+TEST_IMAGES := rabbitmq stacks telar
 
 .PHONY: help
 help: ## List the commands

@@ -67,13 +67,16 @@ def pvesim(
     token_file: Annotated[
         Path | None, typer.Option(envvar="TELAR_PVESIM_TOKEN_FILE", help="File with the secret of Telar's API token.")
     ] = None,
+    time_scale: Annotated[
+        float, typer.Option(envvar="TELAR_LAB_TIME_SCALE", help="0.1 makes it ten times faster than a cluster.")
+    ] = 1.0,
 ) -> None:
     """Run the Proxmox VE lab simulator alone."""
     from cli import single  # noqa: PLC0415 - as above
 
     with _readable_errors():
         token = SecretStr(token_file.read_text().strip()) if token_file else None
-        uvloop.run(single.lab(_made(data_dir / "pvesim"), host, port, token))
+        uvloop.run(single.lab(_made(data_dir / "pvesim"), host, port, token, time_scale))
 
 
 @app.command()

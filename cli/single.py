@@ -67,10 +67,11 @@ async def migrate(names: list[str]) -> None:
         typer.echo(f"{entry.name}: schema is up to date")
 
 
-async def lab(folder: Path, host: str, port: int, token_secret: SecretStr | None) -> None:
+async def lab(folder: Path, host: str, port: int, token_secret: SecretStr | None, time_scale: float) -> None:
     """Run the Proxmox VE lab alone and say how to reach it; a secret that was given is not shown."""
     stop = stop_event()
-    running = await serve_lab(LabSettings(data_dir=folder, host=host, port=port, token_secret=token_secret))
+    settings = LabSettings(data_dir=folder, host=host, port=port, token_secret=token_secret, time_scale=time_scale)
+    running = await serve_lab(settings)
     typer.echo(f"Lab:         {running.url}")
     typer.echo(f"Fingerprint: {running.fingerprint}")
     shown = "" if token_secret else f"={running.token_secret.get_secret_value()}"

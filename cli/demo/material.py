@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from cli.demo.session import WEB_HOST
+from cli.demo.session import web_host
 
 _ISO_PACKAGES = ("grub-rescue-pc", "memtest86+")
 
@@ -65,17 +65,18 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @contextmanager
 def picture_server(count: int) -> Iterator[list[str]]:
-    """Serve pictures of every common format on WEB_HOST; gives their URLs."""
+    """Serve pictures of every common format on `web_host()`; gives their URLs."""
+    host = web_host()
     with tempfile.TemporaryDirectory(prefix="telar-demo-") as name:
         folder = Path(name)
         for number in range(count):
             form = ("jpg", "png", "gif", "webp")[number % 4]
             picture = Image.linear_gradient("L").resize((320, 200)).rotate(number * 30).convert("RGB")
             picture.save(folder / f"picture-{number}.{form}")
-        server = ThreadingHTTPServer((WEB_HOST, 0), partial(_Quiet, directory=name))
+        server = ThreadingHTTPServer((host, 0), partial(_Quiet, directory=name))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            yield [f"http://{WEB_HOST}:{server.server_port}/{file.name}" for file in sorted(folder.iterdir())]
+            yield [f"http://{host}:{server.server_port}/{file.name}" for file in sorted(folder.iterdir())]
         finally:
             server.shutdown()
             server.server_close()

@@ -16,6 +16,11 @@ WEB_HOST = "127.0.0.77"
 from unless the operator names networks, and at which nothing of Telar listens."""
 
 
+def web_host() -> str:
+    """Where the suite under demonstration reaches this machine, and may fetch pictures from."""
+    return os.environ.get("TELAR_DEMO_WEB_HOST") or WEB_HOST
+
+
 class DemoFailed(Exception):
     """A step did not do what it should; the text says what to look at."""
 

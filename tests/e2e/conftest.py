@@ -1,4 +1,9 @@
-"""The embedded suite as a user runs it, or a running one at TELAR_TEST_GATEWAY_URL, and clients of its gateway."""
+"""The embedded suite as a user runs it, and clients of its gateway; by setting, the suite in containers instead.
+
+`TELAR_TEST_COMPOSE=2` runs the same tests on docker-compose.yml with two replicas of every service,
+`TELAR_TEST_GATEWAY_URL` (with `TELAR_ADMIN_USERNAME` and `TELAR_ADMIN_PASSWORD`) on a suite that runs already, of which
+only the gateway is known.
+"""
 
 import os
 import re
@@ -10,12 +15,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from .composed import SERVICES, Composed, composed
 
 START_TIMEOUT_S = 60
 REVOKED_S = 15.0
@@ -25,7 +33,10 @@ PASSWORD = "correct horse battery staple"
 
 @dataclass
 class RunningSuite:
-    """Where a suite is, and its administrator's credentials; `output` is what it printed when it was ready."""
+    """Where a suite is, and its administrator's credentials.
+
+    `services` are the URLs of its services, each one's first replica, and `host` is what it calls this machine.
+    """
 
     url: str
     username: str
@@ -36,6 +47,14 @@ class RunningSuite:
     data_dir: Path = Path()
     process: subprocess.Popen[bytes] | None = None
     log: Path = Path()
+    host: str = "127.0.0.1"
+    containers: Composed | None = None
+
+    def logged(self) -> str:
+        """What its processes have printed, as far as that is known here."""
+        if self.containers is not None:
+            return self.containers.logs()
+        return self.log.read_text() if self.log.is_file() else ""
 
     def stop(self) -> int:
         """Ask it to end as Ctrl-C does; gives the exit code."""
@@ -89,14 +108,11 @@ def start_suite(data_dir: Path, **environment: str) -> RunningSuite:
     )
 
 
-@pytest.fixture(scope="session")
-def suite() -> Iterator[RunningSuite]:
-    given = os.environ.get("TELAR_TEST_GATEWAY_URL")
-    if given:
-        yield RunningSuite(given, os.environ["TELAR_ADMIN_USERNAME"], os.environ["TELAR_ADMIN_PASSWORD"])
-        return
+@contextmanager
+def embedded_suite(**environment: str) -> Iterator[RunningSuite]:
+    """A suite in one process, in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="telar-e2e-"))
-    running = start_suite(folder / "data")
+    running = start_suite(folder / "data", **environment)
     try:
         yield running
         assert running.stop() == 0
@@ -104,6 +120,45 @@ def suite() -> Iterator[RunningSuite]:
         if running.process is not None and running.process.poll() is None:
             running.process.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def composed_suite(replicas: dict[str, int], **settings: str) -> Iterator[RunningSuite]:
+    """A suite in containers, with so many replicas of the services that are named."""
+    with composed(replicas, **settings) as containers:
+        yield RunningSuite(
+            url=containers.url,
+            username="admin",
+            password=containers.password,
+            mongo_uri=f"mongodb://{containers.addresses('mongodb')[0]}:27017",
+            lab_url=f"https://{containers.addresses('pvesim')[0]}:8006",
+            services={name: f"http://{containers.addresses(name)[0]}:8000" for name in SERVICES},
+            data_dir=containers.data_dir(),
+            host=containers.host,
+            containers=containers,
+        )
+
+
+MakeSuite = Callable[..., AbstractContextManager[RunningSuite]]
+
+
+@pytest.fixture(scope="session")
+def make_suite() -> MakeSuite:
+    """Starts suites of the form under test; what they are given are settings."""
+    count = os.environ.get("TELAR_TEST_COMPOSE")
+    if not count:
+        return embedded_suite
+    return lambda **settings: composed_suite(dict.fromkeys(SERVICES, int(count)), **settings)
+
+
+@pytest.fixture(scope="session")
+def suite(make_suite: MakeSuite) -> Iterator[RunningSuite]:
+    given = os.environ.get("TELAR_TEST_GATEWAY_URL")
+    if given:
+        yield RunningSuite(given, os.environ["TELAR_ADMIN_USERNAME"], os.environ["TELAR_ADMIN_PASSWORD"])
+        return
+    with make_suite() as running:
+        yield running
 
 
 def log_in(url: str, username: str, password: str) -> dict[str, Any]:

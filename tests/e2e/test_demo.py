@@ -14,8 +14,10 @@ from .conftest import RunningSuite
 @pytest.mark.docker
 def test_the_demonstration_succeeds(suite: RunningSuite) -> None:
     require_engine()
+    elsewhere = {"TELAR_DEMO_WEB_HOST": suite.host, "TELAR_FETCHER_SOURCE_URI": suite.mongo_uri}
     environment = {
         **os.environ,
+        **(elsewhere if suite.containers else {}),
         "TELAR_DEMO_GATEWAY_URL": suite.url,
         "TELAR_DATA_DIR": str(suite.data_dir),
         "TELAR_ADMIN_USERNAME": suite.username,

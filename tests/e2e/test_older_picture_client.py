@@ -18,8 +18,8 @@ _JSON = ("-H", "Content-Type: application/json", "-d")
 
 
 @pytest.fixture
-def pictures() -> Iterator[PictureServer]:
-    server = PictureServer()
+def pictures(suite: RunningSuite) -> Iterator[PictureServer]:
+    server = PictureServer(suite.host)
     server.start()
     yield server
     server.stop()

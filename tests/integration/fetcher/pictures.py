@@ -29,7 +29,7 @@ def picture(name: str = "JPEG", size: tuple[int, int] = (64, 48), *, seed: int =
 class PictureServer:
     """`/ok/<n>.jpg`, `/format/<NAME>`, `/<misbehaviour>`; `hits` counts by path."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.hits: Counter[str] = Counter()
         self.at_once = 0
         self.most_at_once = 0
@@ -43,13 +43,14 @@ class PictureServer:
         """At which visit of /broken-off its picture has become another."""
         self.robots: tuple[int, bytes] = (404, b"")
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _Server((host, 0), _Handler)
         self._server.owner = self
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}"
 
     def start(self) -> None:
         self._thread.start()

@@ -1,0 +1,45 @@
+"""Users of a suite's gateway who wait for what they began."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from .conftest import RunningSuite, log_in
+
+Within = Callable[..., float]
+ENDED = ("succeeded", "failed", "cancelled", "needs_operator")
+
+
+@dataclass
+class Caller:
+    """A user of the gateway."""
+
+    http: httpx.Client
+    name: str
+
+    def done(self, answer: httpx.Response, within: Within) -> dict[str, Any]:
+        """What an accepted call answered, once its operation has succeeded."""
+        assert answer.status_code == 202, answer.text
+        operation: dict[str, Any] = {}
+
+        def ended() -> bool:
+            operation.update(self.http.get(answer.headers["location"]).json())
+            return operation["state"] in ENDED
+
+        within(ended, 180)
+        assert operation["state"] == "succeeded", operation
+        return dict(answer.json())
+
+    def usage(self) -> Counter[str]:
+        """How many resources of each type auth has been told of."""
+        resources = self.http.get("/api/v1/users/me/usage").json()["resources"]
+        return Counter(one["type"] for one in resources)
+
+
+def caller_of(suite: RunningSuite, name: str, password: str) -> Caller:
+    token = log_in(suite.url, name, password)["access_token"]
+    headers = {"authorization": f"Bearer {token}"}
+    return Caller(httpx.Client(base_url=suite.url, headers=headers, timeout=60, trust_env=False), name)
