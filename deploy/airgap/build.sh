@@ -141,7 +141,8 @@ build_image() {
     [ -z "${parents[$name]:-}" ] || on=$(tag_of "${parents[$name]}")
     local context=("$here/$name")
     # pip looks up certificates in a list of its own, where the operator's authorities are not.
-    [ "$name" != telar ] || context=(--build-arg PIP_CERT=/etc/ssl/certs/ca-certificates.crt -f "$project/deploy/Dockerfile" "$project")
+    [ "$name" != telar ] || context=(--build-arg "RUNTIME=$base" --build-arg PIP_CERT=/etc/ssl/certs/ca-certificates.crt
+        -f "$project/deploy/Dockerfile" "$project")
     arguments+=(--build-arg "BASE=$on" --label "$source_label=$(source_of "$name")")
     replaced=$(docker image inspect --format '{{.Id}}' "$(tag_of "$name")" 2>/dev/null || true)
     if ! docker buildx build --builder default --load --progress=plain --network=host --tag "$(tag_of "$name")" \
