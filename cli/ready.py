@@ -4,7 +4,7 @@ import http.client
 import sys
 
 PORT = 8000
-_TIMEOUT_S = 4
+_TIMEOUT_S = 8
 
 
 def main(path: str = "/readyz") -> int:
