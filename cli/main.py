@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="The gateway's signing keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+documents_app = typer.Typer(help="The fetcher's job store, for backups.", no_args_is_help=True)
+app.add_typer(documents_app, name="documents")
 
 DataDir = Annotated[Path, typer.Option(envvar="TELAR_DATA_DIR", help="Where everything is kept.")]
 
@@ -107,6 +109,37 @@ def rotate_keys() -> None:
         path = GatewaySettings(common=CommonSettings(embedded=True)).keys_path()
         kid = KeyRing(path).rotate()
         typer.echo(f"Key {kid} is published in {path} and signs from {ACTIVE_AFTER_S:.0f} s on.")
+
+
+@documents_app.command("save")
+def save_documents() -> None:
+    """Write every document of the fetcher's job store to standard output."""
+    from cli.documents import save  # noqa: PLC0415 - as above
+
+    with _readable_errors():
+        uri, database = _job_store()
+        typer.echo(f"{save(uri, database, sys.stdout.buffer)} documents", err=True)
+
+
+@documents_app.command("load")
+def load_documents() -> None:
+    """Put documents from standard input into an empty job store, after `telar migrate fetcher`."""
+    from cli.documents import load  # noqa: PLC0415 - as above
+
+    with _readable_errors():
+        uri, database = _job_store()
+        try:
+            typer.echo(f"{load(uri, database, sys.stdin.buffer)} documents", err=True)
+        except FileExistsError as error:
+            raise SystemExit(str(error)) from error
+
+
+def _job_store() -> tuple[str, str]:
+    """The URI and database name in the fetcher's settings."""
+    from services.fetcher.settings import FetcherSettings  # noqa: PLC0415 - as above
+
+    settings = FetcherSettings()
+    return settings.mongo_uri, settings.mongo_database
 
 
 def _made(folder: Path) -> Path:
