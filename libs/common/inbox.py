@@ -1,14 +1,32 @@
 """The inbox: a handled event leaves a row in its handler's transaction, so that a second delivery changes nothing."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Column, DateTime, Integer, LargeBinary, RowMapping, Table, Text, Uuid, func, select, text
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    DateTime,
+    Integer,
+    LargeBinary,
+    RowMapping,
+    Table,
+    Text,
+    Uuid,
+    bindparam,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert
 
+from libs.common.batches import Batches
 from libs.common.bus.protocol import Bus, DeadLetter, TransientFailure
-from libs.common.db import COMMON_METADATA, as_database_error
+from libs.common.db import COMMON_METADATA, DatabaseUnavailable, as_database_error
 from libs.common.errors import NotFound, TelarError, Unavailable
 from libs.common.events import Event
 from libs.common.ids import uuid7
@@ -35,12 +53,32 @@ dead_letters_table = Table(
     Column("failed_at", DateTime(timezone=True), nullable=False),
 )
 
+_REMEMBER = (
+    insert(inbox_table)
+    .from_select(["event_id"], select(func.unnest(bindparam("ids", type_=ARRAY(Text)))))
+    .on_conflict_do_nothing()
+    .returning(inbox_table.c.event_id)
+)
+
 _log = structlog.get_logger()
 
 
 class DeadLetterNotFound(NotFound):
     slug = "dead-letter-not-found"
     title = "No such dead letter"
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """An event, its handler, and the context (span, log fields) in which it came."""
+
+    event: Event
+    handler: EventHandler
+    context: Context
+
+
+async def _given(handler: EventHandler, uow: UnitOfWork, event: Event) -> None:
+    await handler(uow, event)
 
 
 class Inbox:
@@ -51,36 +89,49 @@ class Inbox:
         self._bus = bus
         self._uow = uow
         self._handlers = handlers
+        self._batches = Batches(self._handle_together)
 
     async def start(self) -> None:
         if self._handlers:
             await self._bus.subscribe(self._service, tuple(self._handlers), self.handle, self.keep_dead)
 
     async def handle(self, event: Event) -> None:
-        """Handle an event unless it was handled before; a database that is away is a TransientFailure."""
+        """Handle an event unless it was handled before; a database that is away is a TransientFailure.
+
+        Events that come while others are being handled share a transaction; what one of them breaks is done again for
+        each alone, so that a failure is only ever its own event's.
+        """
         handler = self._handlers.get(event.type)
         if handler is None:  # an old binding may linger on the broker after an upgrade
             _log.warning("event_without_handler", type=event.type, id=event.id)
             return
+        await self._batches.do(_Delivery(event, handler, copy_context()))
+
+    async def _handle_together(self, deliveries: Sequence[_Delivery]) -> Sequence[Exception | None]:
         try:
-            async with self._uow() as uow:
-                fresh = await uow.session.execute(
-                    insert(inbox_table)
-                    .values(event_id=event.id)
-                    .on_conflict_do_nothing()
-                    .returning(inbox_table.c.event_id)
-                )
-                if fresh.first() is None:
+            await self._commit(deliveries)
+        except Exception as error:  # noqa: BLE001 - what a handler raises is told to its caller
+            if as_database_error(error) is not None or isinstance(error, DatabaseUnavailable):
+                return [TransientFailure(type(error).__name__) for _ in deliveries]
+            if len(deliveries) == 1:
+                return [TransientFailure(error.slug) if isinstance(error, Unavailable) else error]
+        else:
+            return [None] * len(deliveries)
+        return [(await self._handle_together([delivery]))[0] for delivery in deliveries]
+
+    async def _commit(self, deliveries: Sequence[_Delivery]) -> None:
+        """Handle in one transaction whatever was not handled before, each event in the context of its delivery."""
+        ids = sorted({delivery.event.id for delivery in deliveries})  # in one order: two batches never lock each other
+        async with self._uow() as uow:
+            fresh = set((await uow.session.execute(_REMEMBER, {"ids": ids})).scalars())
+            for delivery in deliveries:
+                event = delivery.event
+                if event.id not in fresh:
                     _log.info("event_seen_before", type=event.type, id=event.id)
-                    return
-                await handler(uow, event)
-                await uow.commit()
-        except Unavailable as error:
-            raise TransientFailure(error.slug) from error
-        except Exception as error:
-            if as_database_error(error) is not None:
-                raise TransientFailure(type(error).__name__) from error
-            raise
+                    continue
+                fresh.discard(event.id)
+                await asyncio.create_task(_given(delivery.handler, uow, event), context=delivery.context)
+            await uow.commit()
 
     async def keep_dead(self, letter: DeadLetter) -> None:
         """Store a message that could not be handled, for an admin to see and replay."""

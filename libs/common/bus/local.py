@@ -28,7 +28,7 @@ class LocalBus:
         broker: LocalBroker | None = None,
         *,
         retry: RetryPolicy | None = None,
-        concurrency: int = 16,
+        concurrency: int = 64,
         publish_timeout_s: float = 30.0,
         metrics: BusMetrics | None = None,
         clock: Clock | None = None,

@@ -133,6 +133,42 @@ async def test_every_event_three_times_shuffled_leaves_the_same_as_once_in_order
     }
 
 
+async def test_an_event_that_fails_takes_none_with_it_that_came_at_the_same_time(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
+) -> None:
+    async def handle(unit: UnitOfWork, event: Event) -> None:
+        await count_tick(unit, event)
+        if event.subject == "bad":
+            raise RuntimeError("cannot digest this")
+
+    inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
+    async with uow() as unit:
+        names = ["a", "b", "bad", "c", "d"]
+        events = [unit.add_event(Ticked(number=1), subject=name, sequence=1) for name in names]
+    told = await asyncio.gather(*(inbox.handle(event) for event in events), return_exceptions=True)
+    assert [str(fault) for fault in told] == ["None", "None", "cannot digest this", "None", "None"]
+    assert await handled(database) == dict.fromkeys("abcd", 1)
+    assert len(await rows(database, inbox_table)) == 4
+
+
+async def test_events_that_come_while_others_are_handled_share_a_transaction(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
+) -> None:
+    units: list[UnitOfWork] = []
+
+    async def handle(unit: UnitOfWork, event: Event) -> None:
+        units.append(unit)
+        await count_tick(unit, event)
+
+    inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
+    async with uow() as unit:
+        events = [unit.add_event(Ticked(number=1), subject=f"s{number}", sequence=1) for number in range(100)]
+    await asyncio.gather(*(inbox.handle(event) for event in events))
+    assert len(units) == 100
+    assert len({id(unit) for unit in units}) <= 4
+    assert len(await handled(database)) == 100
+
+
 @pytest.mark.usefixtures("relay")
 async def test_a_failing_handler_ends_as_a_dead_letter_that_can_be_replayed(
     uow: UnitOfWorkFactory, bus: LocalBus, database: Database, eventually: Eventually

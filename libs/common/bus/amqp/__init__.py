@@ -33,7 +33,7 @@ class AmqpBus:
         source: str,
         retry: RetryPolicy | None = None,
         prefetch: int = 256,
-        concurrency: int = 16,
+        concurrency: int = 64,
         broker_delivery_limit: int = 20,
         publish_timeout_s: float = 5.0,
         ssl_context: ssl.SSLContext | None = None,

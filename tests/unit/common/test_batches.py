@@ -1,0 +1,94 @@
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from libs.common.batches import Batches
+
+
+class Worker:
+    """Notes its batches; each waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go = asyncio.Event()
+
+    async def work(self, items: Sequence[str]) -> Sequence[Exception | None]:
+        self.batches.append(list(items))
+        await self.go.wait()
+        return [ValueError(item) if item.startswith("bad") else None for item in items]
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_what_comes_while_a_batch_is_under_way_goes_together_in_its_order() -> None:
+    worker = Worker()
+    batches = Batches(worker.work, most=3, patience_s=60)
+    calls = [asyncio.create_task(batches.do("first"))]
+    await turns()
+    calls += [asyncio.create_task(batches.do(name)) for name in ("a", "b", "c", "d")]
+    await turns()
+    assert worker.batches == [["first"]]
+    worker.go.set()
+    await asyncio.gather(*calls)
+    assert worker.batches == [["first"], ["a", "b", "c"], ["d"]]
+
+
+async def test_each_call_is_told_its_own_fault() -> None:
+    worker = Worker()
+    worker.go.set()
+    batches = Batches(worker.work)
+    told = await asyncio.gather(*(batches.do(name) for name in ("bad", "good", "bad2")), return_exceptions=True)
+    assert [str(fault) for fault in told] == ["bad", "None", "bad2"]
+    assert worker.batches == [["bad", "good", "bad2"]]
+
+
+async def test_a_slow_batch_holds_the_next_one_up_only_for_a_while(
+    eventually: Callable[..., Awaitable[None]],
+) -> None:
+    worker = Worker()
+    batches = Batches(worker.work, at_once=2, patience_s=0.01)
+    calls = [asyncio.create_task(batches.do("slow"))]
+    await turns()
+    calls.append(asyncio.create_task(batches.do("next")))
+    await eventually(lambda: len(worker.batches) == 2)
+    calls.append(asyncio.create_task(batches.do("third")))
+    await asyncio.sleep(0.05)
+    assert worker.batches == [["slow"], ["next"]]
+    worker.go.set()
+    await asyncio.gather(*calls)
+    assert worker.batches[2:] == [["third"]]
+
+
+async def test_a_failure_of_the_work_itself_is_told_to_all_and_the_next_batch_goes_on() -> None:
+    broken = True
+
+    async def work(items: Sequence[str]) -> Sequence[Exception | None]:
+        if broken:
+            raise RuntimeError("broken")
+        return [None for _ in items]
+
+    batches = Batches(work)
+    told = await asyncio.gather(*(batches.do(name) for name in "ab"), return_exceptions=True)
+    assert [str(fault) for fault in told] == ["broken", "broken"]
+    broken = False
+    await batches.do("c")
+
+
+async def test_a_call_given_up_before_its_batch_is_left_out_and_hurts_no_other() -> None:
+    worker = Worker()
+    batches = Batches(worker.work, patience_s=60)
+    first = asyncio.create_task(batches.do("first"))
+    await turns()
+    given_up, other = asyncio.create_task(batches.do("given up")), asyncio.create_task(batches.do("other"))
+    await turns()
+    given_up.cancel()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    worker.go.set()
+    await other
+    assert worker.batches == [["first"], ["other"]]
