@@ -17,6 +17,7 @@ ROWS = (
     "image_list",
     "fetch_pictures",
     "item_list",
+    "events",
     "stack_deploy",
     "embedded_start",
     "login_enumeration",
