@@ -1,10 +1,16 @@
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
+from libs.common.bus import LocalBus
+from libs.common.testing.identity import TestIssuer
+from services.auth.main import create_app, migrate
 from tests.contract.auth.harness import PASSWORD, Service, running, settings
 
 Eventually = Callable[..., Awaitable[None]]
@@ -269,3 +275,13 @@ async def test_the_first_start_makes_one_administrator_and_keeps_what_it_is_give
     chosen = settings("postgresql://nowhere/none", service.settings.common.data_dir)
     assert chosen.admin_password is not None
     assert chosen.admin_password.get_secret_value() not in repr(chosen)
+
+
+async def test_replicas_that_start_together_make_one_administrator(new_database_url: str, tmp_path: Path) -> None:
+    chosen = settings(new_database_url, tmp_path, api_key="an-older-clients-key-0123456789")
+    await migrate(chosen)
+    apps = [create_app(chosen, bus=LocalBus(), verifier=TestIssuer().verifier()) for _ in range(4)]
+    async with contextlib.AsyncExitStack() as running:
+        await asyncio.gather(*(running.enter_async_context(app.router.lifespan_context(app)) for app in apps))
+    with psycopg.connect(new_database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM users WHERE is_superuser").fetchone() == (1,)
