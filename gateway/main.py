@@ -1,7 +1,6 @@
 """Composition root of the gateway."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
@@ -22,6 +21,7 @@ from gateway.sessions import AuthClient, Sessions
 from gateway.settings import GatewaySettings
 from gateway.streams import WebSocketRelay
 from gateway.tokens import KeyRing, TokenIssuer
+from gateway.tracing import TracedEntry
 from libs.common import health
 from libs.common.app import create_app as create_local_app
 from libs.common.auth import REVOKING_EVENTS, Revocations, TokenVerifier, apply_revocation, follow_revocations
@@ -33,12 +33,16 @@ from libs.common.logging import LOG_CHANNEL
 from libs.common.telemetry import Metrics
 
 Settings = GatewaySettings
+_QUEUES_EVERY_S = 15.0
+
+_log = structlog.get_logger()
 
 
 def create_app(settings: GatewaySettings, *, bus: Bus) -> ASGIApp:
     """Wire the gateway; the result is served with `gateway.server.server_config`."""
     common = settings.common
     metrics = Metrics("gateway")
+    metrics.registry.register(bus.metrics.registry)
     checks = health.Health()
     keys = KeyRing(settings.keys_path())
     revocations = Revocations()
@@ -73,13 +77,13 @@ def create_app(settings: GatewaySettings, *, bus: Bus) -> ASGIApp:
         await _cut_revoked(bus, revocations, upstreams, sockets)
         following = [asyncio.create_task(follow_revocations(revocations, bus, auth.revocations), name="revocations")]
         following += [asyncio.create_task(upstream.follow_replicas()) for upstream in upstreams.values()]
-        structlog.get_logger().info("gateway_ready", service="gateway")
+        following.append(asyncio.create_task(_watch_queues(bus, tuple(urls)), name="queues"))
+        _log.info("gateway_ready", service="gateway")
         yield
         checks.draining = True
         for task in following:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*following, return_exceptions=True)
         for upstream in upstreams.values():
             upstream.close()
         await http.aclose()
@@ -105,7 +109,7 @@ def create_app(settings: GatewaySettings, *, bus: Bus) -> ASGIApp:
         documented=False,
     )
     docs.install(local, docs.OpenApi(local, urls, http))
-    return GatewayEntry(
+    entry = GatewayEntry(
         local=local,
         routes=RouteTable(),
         upstreams=upstreams,
@@ -118,6 +122,19 @@ def create_app(settings: GatewaySettings, *, bus: Bus) -> ASGIApp:
         metrics=metrics,
         origins=settings.cors_origins,
     )
+    return TracedEntry(entry) if common.otlp_endpoint else entry
+
+
+async def _watch_queues(bus: Bus, names: tuple[str, ...]) -> None:
+    """Tell how each service's queue stands: a service that is down cannot."""
+    while True:
+        try:
+            bus.metrics.show(await bus.queues(names))
+        except BusUnavailable as error:
+            _log.warning("queues_not_seen", error=error.slug)
+        except Exception:  # noqa: BLE001 - the loop outlives any surprise; it is logged with its traceback
+            _log.exception("queues_not_seen")
+        await asyncio.sleep(_QUEUES_EVERY_S)
 
 
 async def _feed(bus: Bus, events: Feed, logs: Feed) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from libs.common.health import Health
 from libs.common.idempotency import SqlIdempotencyStore
 from libs.common.inbox import EventHandler, Inbox
 from libs.common.leases import Leases
+from libs.common.measures import EVERY_S, measure_database, measure_disks
 from libs.common.operations import CHANNEL as OPERATIONS_CHANNEL
 from libs.common.operations import OperationRunner, Operations, Saga
 from libs.common.operations_api import operations_router
@@ -29,7 +31,6 @@ from libs.common.telemetry import Metrics
 from libs.common.uow import UnitOfWorkFactory
 
 ReadRevocations = Callable[[], Awaitable[Iterable[Mapping[str, Any]]]]
-MEASURE_EVERY_S = 5.0
 
 _log = structlog.get_logger()
 
@@ -88,6 +89,7 @@ class SqlRuntime:
         self.settings = settings
         self.bus = bus
         self.metrics = Metrics(service)
+        self.metrics.registry.register(bus.metrics.registry)
         self.health = Health()
         self.database = Database(
             database_url, pool_size=settings.database_pool_size, application_name=f"telar-{service}"
@@ -99,6 +101,8 @@ class SqlRuntime:
         self.inbox = Inbox(service, bus, self.uow, {} if handlers is None else handlers)
         self.outbox = SqlOutboxStore(self.database)
         self.leases = Leases(self.database)
+        self.disks: dict[str, Path] = {"data": settings.data_dir}
+        """Folders whose free space is told, each by a name."""
         self.runner: OperationRunner | None = None
         self._relay = OutboxRelay(self.outbox, bus, notifications=self.notifications)
         self._tasks: list[asyncio.Task[None]] = []
@@ -153,7 +157,7 @@ class SqlRuntime:
         await self._relay.start()
         if self.runner is not None:
             await self.runner.start()
-        self.every(MEASURE_EVERY_S, self._measure)
+        self.every(EVERY_S, self._measure)
         self.every(3600, self._sweep)
 
     async def close(self) -> None:
@@ -188,10 +192,8 @@ class SqlRuntime:
             raise BusUnavailable
 
     async def _measure(self) -> None:
-        waiting, lag_s = await self.outbox.lag()
-        self.metrics.outbox_waiting.labels(self.service).set(waiting)
-        self.metrics.outbox_lag_seconds.labels(self.service).set(lag_s)
-        self.metrics.database_connections.labels(self.service).set(self.database.pool_status()[0])
+        await asyncio.to_thread(measure_disks, self.disks, self.metrics)
+        await measure_database(self.database, self.outbox, self.metrics)
 
     async def _sweep(self) -> None:
         await self.inbox.sweep()

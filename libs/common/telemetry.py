@@ -73,8 +73,11 @@ class Metrics:
         self.outbox_lag_seconds = Gauge(
             "telar_outbox_lag_seconds", "Age of the oldest unpublished event", ("service",), registry=self.registry
         )
-        self.dead_letters = Counter(
-            "telar_dead_letters", "Messages that could not be handled", ("service",), registry=self.registry
+        self.dead_letters_kept = Gauge(
+            "telar_dead_letters_kept",
+            "Messages that could not be handled and wait for an administrator",
+            ("service",),
+            registry=self.registry,
         )
         self.operations = Counter(
             "telar_operations", "Operations ended", ("service", "kind", "state"), registry=self.registry
@@ -82,7 +85,40 @@ class Metrics:
         self.operations_running = Gauge(
             "telar_operations_running", "Operations under way here", ("service",), registry=self.registry
         )
+        self.operations_unfinished = Gauge(
+            "telar_operations_unfinished",
+            "Operations that have not ended",
+            ("service", "state"),
+            registry=self.registry,
+        )
+        self.operations_overdue_seconds = Gauge(
+            "telar_operations_overdue_seconds",
+            "Longest time that an operation which could go on has waited for a process to take it up",
+            ("service",),
+            registry=self.registry,
+        )
+        self.operations_oldest_seconds = Gauge(
+            "telar_operations_oldest_seconds",
+            "Age of the oldest unfinished operation",
+            ("service",),
+            registry=self.registry,
+        )
         self.database_connections = Gauge(
             "telar_database_connections_used", "Connections checked out", ("service",), registry=self.registry
+        )
+        self.database_connections_allowed = Gauge(
+            "telar_database_connections_allowed", "Size of the connection pool", ("service",), registry=self.registry
+        )
+        self.disk_free_bytes = Gauge(
+            "telar_disk_free_bytes",
+            "Free space where a service keeps its data",
+            ("service", "folder"),
+            registry=self.registry,
+        )
+        self.disk_size_bytes = Gauge(
+            "telar_disk_size_bytes",
+            "Size of the disk where a service keeps its data",
+            ("service", "folder"),
+            registry=self.registry,
         )
         self.service = service

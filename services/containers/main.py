@@ -52,6 +52,7 @@ def create_app(settings: ContainersSettings, *, bus: Bus, verifier: TokenVerifie
         handlers=handlers(),
         verifier=verifier,
     )
+    runtime.disks["stacks"] = settings.stacks_dir
     is_swarm = settings.orchestrator == "swarm"
     engine = (SwarmEngine if is_swarm else DockerEngine)(settings.docker_host, max_log_streams=settings.max_log_streams)
     code = FolderCodeStore(settings.stacks_dir)

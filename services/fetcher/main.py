@@ -17,6 +17,7 @@ from libs.common.clock import SystemClock
 from libs.common.health import Health
 from libs.common.http import AddressPolicy, GuardedClient, Limits
 from libs.common.ids import uuid7
+from libs.common.measures import measure_disks
 from libs.common.outbox import OutboxRelay
 from libs.common.runtime import Identity
 from libs.common.telemetry import Metrics
@@ -72,6 +73,7 @@ class _Fetcher:
     def __init__(self, settings: FetcherSettings, bus: Bus, verifier: TokenVerifier | None) -> None:
         self.bus = bus
         self.metrics = Metrics(SERVICE)
+        self.metrics.registry.register(bus.metrics.registry)
         self.fetch_metrics = FetchMetrics(self.metrics.registry)
         self.health = Health()
         self.identity = Identity(SERVICE, settings.common, bus, verifier)
@@ -82,6 +84,7 @@ class _Fetcher:
             timeout_s=settings.mongo_timeout_s,
         )
         self.pictures = _picture_store(settings)
+        self._disks = {} if settings.bucket else {"pictures": settings.storage_root}
         self.idempotency = MongoIdempotencyStore(self.store)
         self.accounts = MongoAccounts(self.store)
         self.inbox = MongoInbox(SERVICE, bus, self.store, handlers(self.accounts))
@@ -222,6 +225,8 @@ class _Fetcher:
         waiting, lag_s = await self.outbox.lag()
         self.metrics.outbox_waiting.labels(SERVICE).set(waiting)
         self.metrics.outbox_lag_seconds.labels(SERVICE).set(lag_s)
+        self.metrics.dead_letters_kept.labels(SERVICE).set(await self.inbox.count_dead_letters())
+        await asyncio.to_thread(measure_disks, self._disks, self.metrics)
         self.fetch_metrics.running.set(self.scheduler.running)
         self.fetch_metrics.waiting.set(self.scheduler.waiting)
         self.fetch_metrics.troubled.set(len(await self.domains.in_trouble()))

@@ -53,6 +53,8 @@ def create_app(settings: ImagesSettings, *, bus: Bus, verifier: TokenVerifier | 
     )
     blobs = blob_store(settings)
     runtime.health.add("blobs", blobs.check)
+    if not (settings.blob_url or "").startswith("s3:"):
+        runtime.disks["blobs"] = settings.blob_folder
     catalog = Catalog(runtime.uow, blobs)
     tokens = LinkTokens(settings.common.service_secret.get_secret_value())
     sweeper = Sweeper(runtime.uow, blobs, rejected_days=settings.rejected_days)

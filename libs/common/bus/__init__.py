@@ -6,7 +6,7 @@ from libs.common.bus.amqp import AmqpBus
 from libs.common.bus.handling import RetryPolicy
 from libs.common.bus.local import LocalBus
 from libs.common.bus.local_broker import LocalBroker
-from libs.common.bus.metrics import BusMetrics
+from libs.common.bus.metrics import BusMetrics, QueueState
 from libs.common.bus.protocol import (
     BroadcastHandler,
     Bus,
@@ -29,6 +29,7 @@ __all__ = [
     "Handler",
     "LocalBroker",
     "LocalBus",
+    "QueueState",
     "RetryPolicy",
     "TransientFailure",
     "Unroutable",

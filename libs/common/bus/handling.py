@@ -81,12 +81,28 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
+    def publishing(self, event: Event) -> Iterator[None]:
+        """Hand the event over inside a span `<type> publish`, in the trace in which the event was born."""
+        with self._tracer.start_as_current_span(
+            f"{event.type} publish",
+            context=self._born(event),
+            kind=SpanKind.PRODUCER,
+            attributes={
+                "messaging.system": self._system,
+                "messaging.operation.type": "send",
+                "messaging.operation.name": "publish",
+                "messaging.destination.name": "telar.events",
+                "messaging.message.id": event.id,
+            },
+        ):
+            yield
+
+    @contextmanager
     def processing(self, event: Event, destination: str) -> Iterator[None]:
         """Run the handler inside a span `<type> process` (OpenTelemetry semantic conventions for messaging)."""
-        parent = self._propagator.extract({"traceparent": event.traceparent}) if event.traceparent else Context()
         with self._tracer.start_as_current_span(
             f"{event.type} process",
-            context=parent,
+            context=self._born(event),
             kind=SpanKind.CONSUMER,
             attributes={
                 "messaging.system": self._system,
@@ -97,6 +113,9 @@ class Tracing:
             },
         ):
             yield
+
+    def _born(self, event: Event) -> Context:
+        return self._propagator.extract({"traceparent": event.traceparent}) if event.traceparent else Context()
 
 
 class Processor:

@@ -1,15 +1,21 @@
 """The bus inside one process: a service's view of the queues that all services of the process share."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import structlog
 
 from libs.common.bus.handling import Processor, RetryPolicy, Tracing
 from libs.common.bus.local_broker import Consumer, Listener, LocalBroker
-from libs.common.bus.metrics import BusMetrics
-from libs.common.bus.protocol import BroadcastHandler, BusUnavailable, DeadLetterHandler, Handler, Unroutable
+from libs.common.bus.metrics import BusMetrics, QueueState
+from libs.common.bus.protocol import (
+    BroadcastHandler,
+    BusUnavailable,
+    DeadLetterHandler,
+    Handler,
+    Unroutable,
+)
 from libs.common.clock import Clock, SystemClock
 from libs.common.events import Event
 
@@ -38,7 +44,7 @@ class LocalBus:
         self._retry = retry or RetryPolicy()
         self._concurrency = concurrency
         self._publish_timeout_s = publish_timeout_s
-        self._metrics = metrics or BusMetrics()
+        self.metrics = metrics or BusMetrics()
         self._clock = clock or SystemClock()
         self._tracing = Tracing("telar.local")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -71,13 +77,14 @@ class LocalBus:
         outcome = "unavailable"
         try:
             self._require_started()
-            await self._broker.route(event, self._publish_timeout_s)
+            with self._tracing.publishing(event):
+                await self._broker.route(event, self._publish_timeout_s)
             outcome = "confirmed"
         except Unroutable:
             outcome = "unroutable"
             raise
         finally:
-            self._metrics.published.labels(event.type, outcome).inc()
+            self.metrics.published.labels(event.type, outcome).inc()
 
     async def redeliver(self, queue: str, body: bytes) -> None:
         self._require_started()
@@ -85,6 +92,11 @@ class LocalBus:
         if known is None:
             raise Unroutable(f"there is no queue {queue}")
         await self._broker.deliver(body, [known], self._publish_timeout_s)
+
+    async def queues(self, names: Sequence[str]) -> Mapping[str, QueueState]:
+        self._require_started()
+        known = self._broker.queues
+        return {name: known[name].state if name in known else QueueState() for name in names}
 
     async def subscribe(
         self, queue: str, bindings: Sequence[str], handler: Handler, on_dead: DeadLetterHandler
@@ -95,13 +107,13 @@ class LocalBus:
             on_dead,
             retry=self._retry,
             tracing=self._tracing,
-            metrics=self._metrics,
+            metrics=self.metrics,
             clock=self._clock,
             insist=True,
         )
 
         def join() -> None:
-            consumer = Consumer(processor, self._concurrency, self._metrics, queue)
+            consumer = Consumer(processor, self._concurrency, self.metrics, queue)
             shared = self._broker.queue(queue)
             shared.bindings.update(bindings)
             shared.join(consumer)
@@ -133,7 +145,7 @@ class LocalBus:
     def broadcast(self, channel: str, body: bytes) -> None:
         loop = self._loop
         if loop is None or loop.is_closed():
-            self._metrics.broadcasts_dropped.inc()
+            self.metrics.broadcasts_dropped.inc()
             return
         for handler in tuple(self._broker.broadcast_handlers.get(channel, ())):
             # Log lines are broadcast from worker threads too.

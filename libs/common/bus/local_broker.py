@@ -11,7 +11,7 @@ import structlog
 
 from libs.common.bus.handling import Incoming, Outcome, Processor, Tracing
 from libs.common.bus.lanes import Lanes
-from libs.common.bus.metrics import BusMetrics
+from libs.common.bus.metrics import BusMetrics, QueueState
 from libs.common.bus.protocol import BroadcastHandler, BusUnavailable, Handler, Unroutable
 from libs.common.bus.topics import any_matches
 from libs.common.events import Event
@@ -63,6 +63,10 @@ class Queue:
     @property
     def served(self) -> bool:
         return self._active is not None or self._handing_over
+
+    @property
+    def state(self) -> QueueState:
+        return QueueState(messages=len(self._entries), consumers=len(self._standby) + (self._active is not None))
 
     def join(self, consumer: Consumer) -> None:
         if self.served:

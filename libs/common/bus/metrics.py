@@ -1,13 +1,25 @@
 """What the bus counts, for Prometheus."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """How a queue stands: messages that wait, processes that consume it, and messages in its dead letter queue."""
+
+    messages: int = 0
+    consumers: int = 0
+    dead: int = 0
+
+
 class BusMetrics:
-    """One process's (or embedded service's) bus figures; without a registry they are counted but shown nowhere."""
+    """One process's (or embedded service's) bus figures; without a registry they have one of their own."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        registry = registry or CollectorRegistry()
+        self.registry = registry = registry or CollectorRegistry()
         self.published = Counter(
             "telar_bus_published",
             "Events handed to the bus; outcome is confirmed, unroutable or unavailable",
@@ -32,6 +44,25 @@ class BusMetrics:
         self.in_flight = Gauge(
             "telar_bus_in_flight", "Messages taken and not yet settled", ["queue"], registry=registry
         )
+        self.queue_messages = Gauge(
+            "telar_bus_queue_messages", "Messages that wait in a service's queue", ["queue"], registry=registry
+        )
+        self.queue_consumers = Gauge(
+            "telar_bus_queue_consumers", "Processes that consume a service's queue", ["queue"], registry=registry
+        )
+        self.queue_dead = Gauge(
+            "telar_bus_queue_dead",
+            "Messages that the broker gave up and no process has taken from the dead letter queue",
+            ["queue"],
+            registry=registry,
+        )
         self.broadcasts_dropped = Counter(
             "telar_bus_broadcasts_dropped", "Broadcasts dropped: buffer full or broker away", registry=registry
         )
+
+    def show(self, states: Mapping[str, QueueState]) -> None:
+        """Note how queues stand."""
+        for queue, state in states.items():
+            self.queue_messages.labels(queue).set(state.messages)
+            self.queue_consumers.labels(queue).set(state.consumers)
+            self.queue_dead.labels(queue).set(state.dead)

@@ -1,10 +1,11 @@
 """The contract of the event bus; both adapters pass `libs.common.testing.bus_contract`."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from libs.common.bus.metrics import BusMetrics, QueueState
 from libs.common.errors import Unavailable
 from libs.common.events import Event
 
@@ -54,6 +55,11 @@ class Bus(Protocol):
     `subscribe` and `listen` may be called before or after `start`; after a broker's absence all are re-established.
     """
 
+    @property
+    def metrics(self) -> BusMetrics:
+        """What it counts."""
+        ...
+
     async def start(self) -> None:
         """Connect. Returns at once if the broker is away (it goes on trying); `ready()` tells."""
 
@@ -98,6 +104,13 @@ class Bus(Protocol):
 
         Raises BusUnavailable, or Unroutable where there is no such queue.
         """
+
+    async def queues(self, names: Sequence[str]) -> Mapping[str, QueueState]:
+        """How queues stand, whoever consumes them; one that nobody ever subscribed to is empty and unconsumed.
+
+        Raises BusUnavailable.
+        """
+        ...
 
     def broadcast(self, channel: str, body: bytes) -> None:
         """Send bytes to every process's `on_broadcast` of that channel: at most once, never blocks, may be dropped.

@@ -88,6 +88,11 @@ class MongoInbox:
             for document in documents
         ]
 
+    async def count_dead_letters(self) -> int:
+        with job_store_errors():
+            count: int = await self._letters.count_documents({})
+        return count
+
     async def replay(self, letter_id: UUID) -> None:
         """Put a dead letter back into the service's queue and forget it; raises DeadLetterNotFound."""
         with job_store_errors():

@@ -59,6 +59,12 @@ def node_of(upid: str) -> str:
     return found["node"] if found else ""
 
 
+def kind_of(upid: str) -> str:
+    """What a task does, in the cluster's word: such as qmclone."""
+    found = _UPID.fullmatch(safe_upid(upid))
+    return found["type"] if found else ""
+
+
 def mark_of(vm_id: str) -> str:
     """The line in a machine's notes by which Telar knows its own."""
     return _MARK + vm_id

@@ -2,14 +2,15 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from libs.common.bus.amqp.broadcaster import BroadcastReceiver, BroadcastSender
 from libs.common.bus.amqp.consumer import PrivateListener, Subscription
 from libs.common.bus.amqp.link import Attachment, Kept, Link
 from libs.common.bus.amqp.publisher import Publisher
+from libs.common.bus.amqp.survey import survey
 from libs.common.bus.handling import Processor, RetryPolicy, Tracing
-from libs.common.bus.metrics import BusMetrics
+from libs.common.bus.metrics import BusMetrics, QueueState
 from libs.common.bus.protocol import BroadcastHandler, DeadLetterHandler, Handler, Unroutable
 from libs.common.clock import Clock, SystemClock
 from libs.common.events import Event
@@ -47,7 +48,7 @@ class AmqpBus:
         self._prefetch = prefetch
         self._concurrency = concurrency
         self._broker_delivery_limit = broker_delivery_limit
-        self._metrics = metrics or BusMetrics()
+        self.metrics = metrics or BusMetrics()
         self._clock = clock or SystemClock()
         self._tracing = Tracing("rabbitmq")
         self._sender: BroadcastSender | None = None
@@ -59,7 +60,7 @@ class AmqpBus:
     async def start(self) -> None:
         self._started = True
         await asyncio.gather(self._publishing.start(), self._consuming.start())
-        self._sender = BroadcastSender(self._publishing, self._metrics)
+        self._sender = BroadcastSender(self._publishing, self.metrics)
         self._kept = [self._publishing.keep(self._publisher), self._publishing.keep(self._sender)]
         self._kept.append(self._consuming.keep(self._receiver))
         for consumer in self._consumers:
@@ -79,16 +80,20 @@ class AmqpBus:
     async def publish(self, event: Event) -> None:
         outcome = "unavailable"
         try:
-            await self._publisher.publish(event)
+            with self._tracing.publishing(event):
+                await self._publisher.publish(event)
             outcome = "confirmed"
         except Unroutable:
             outcome = "unroutable"
             raise
         finally:
-            self._metrics.published.labels(event.type, outcome).inc()
+            self.metrics.published.labels(event.type, outcome).inc()
 
     async def redeliver(self, queue: str, body: bytes) -> None:
         await self._publisher.redeliver(queue, body)
+
+    async def queues(self, names: Sequence[str]) -> Mapping[str, QueueState]:
+        return await survey(self._publishing, names)
 
     async def subscribe(
         self, queue: str, bindings: Sequence[str], handler: Handler, on_dead: DeadLetterHandler
@@ -100,7 +105,7 @@ class AmqpBus:
                 on_dead,
                 retry=self._retry,
                 tracing=self._tracing,
-                metrics=self._metrics,
+                metrics=self.metrics,
                 clock=self._clock,
                 insist=insist,
             )
@@ -114,7 +119,7 @@ class AmqpBus:
                 prefetch=self._prefetch,
                 concurrency=self._concurrency,
                 broker_delivery_limit=self._broker_delivery_limit,
-                metrics=self._metrics,
+                metrics=self.metrics,
             )
         )
 
@@ -131,7 +136,7 @@ class AmqpBus:
 
     def broadcast(self, channel: str, body: bytes) -> None:
         if self._sender is None:
-            self._metrics.broadcasts_dropped.inc()
+            self.metrics.broadcasts_dropped.inc()
         else:
             self._sender.send(channel, body)
 

@@ -122,6 +122,14 @@ class Link:
     def connected(self) -> bool:
         return self._connected.is_set()
 
+    async def channel(self) -> AbstractChannel:
+        """Open a channel without confirms; raises BrokerLost."""
+        connection = self._connection
+        if connection is None:
+            raise BrokerLost("not connected")
+        with broker_faults():
+            return await connection.channel(publisher_confirms=False)
+
     def blocked(self) -> bool:
         """Whether the broker refuses to read from this connection (memory or disk alarm).
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from libs.common.bus import BusUnavailable, TransientFailure
+from libs.common.bus import BusUnavailable, QueueState, TransientFailure
 from libs.common.events import Event
 from libs.common.testing.bus_contract.tools import Buses, Inbox, Names, until
 
@@ -23,6 +23,16 @@ class SharingContract:
         await until(lambda: len(shared.events) == 50 and len(own.events) == 50)
         for subject in (f"s{n}" for n in range(7)):
             assert shared.numbers(subject) == sorted(shared.numbers(subject))
+
+    async def test_how_queues_stand_is_told_to_anybody(self, buses: Buses, names: Names) -> None:
+        other, first, second, inbox = await buses.start(), await buses.start(), await buses.start(), Inbox()
+        queues = [names.queue("main"), names.queue("other")]
+        assert await other.queues(queues) == dict.fromkeys(queues, QueueState())
+        for replica in (first, second):
+            await replica.subscribe(queues[0], [names.all], inbox.handle, inbox.bury)
+        assert await other.queues(queues) == {queues[0]: QueueState(consumers=2), queues[1]: QueueState()}
+        await first.close()
+        assert (await other.queues(queues))[queues[0]].consumers == 1
 
     async def test_closing_hands_unfinished_events_to_another_replica_in_order(
         self, buses: Buses, names: Names

@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from opentelemetry.trace import SpanKind
+
+from libs.common.telemetry import tracer
 from services.vms.adapters.proxmox import parsing
 from services.vms.adapters.proxmox.breaker import Breakers
 from services.vms.adapters.proxmox.calls import begin, machine_path, read, upid_of
@@ -22,6 +25,7 @@ from services.vms.domain.cluster import (
     PendingChange,
     Power,
     Template,
+    kind_of,
     node_of,
     safe_name,
     safe_slot,
@@ -194,9 +198,16 @@ class ProxmoxCluster:
         return [str(item["upid"]) for item in newest if "upid" in item]
 
     async def wait(self, upid: str) -> None:
-        failure = task_failure(await self._watch.wait(upid), node=node_of(upid))
-        if failure is not None:
-            raise failure
+        named = {"telar.cluster": self.name, "telar.node": node_of(upid), "telar.upid": upid}
+        with tracer().start_as_current_span(
+            f"task {kind_of(upid)}",
+            kind=SpanKind.CLIENT,
+            attributes=named,
+            record_exception=False,  # the step tells why it failed
+        ):
+            failure = task_failure(await self._watch.wait(upid), node=node_of(upid))
+            if failure is not None:
+                raise failure
 
     async def interrupt(self, upid: str) -> None:
         node = node_of(upid)
