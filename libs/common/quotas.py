@@ -5,7 +5,7 @@ or starts something reserves first, in the same transaction, so that parallel re
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,7 +19,9 @@ from libs.common.events import Event, Payload
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 
 ARRIVAL_S = 2.0
-"""How long an administrator's call waits for the account it names."""
+"""How long an administrator's call waits for the account it names, if there is one."""
+Exists = Callable[[str], Awaitable[bool]]
+"""Whether auth has a user by that external id, name or id; True where it cannot be asked."""
 RESOURCES = ("vms", "cores", "memory_mib", "disk_gib", "stacks", "image_bytes", "fetch_jobs")
 UNLIMITED = -1
 
@@ -127,22 +129,37 @@ async def on_user_event(uow: UnitOfWork, event: Event) -> None:
     )
 
 
-async def owner_named(uow: UnitOfWorkFactory, userid: str, *, wait_s: float = 0.0) -> str | None:
-    """The user whom older clients call `userid`: an external id, else a name, else an id of Telar's.
-
-    An account made a moment ago arrives by event: it is waited for, at most `wait_s`.
-    """
+async def owner_named(uow: UnitOfWorkFactory, userid: str) -> str | None:
+    """The user whom older clients call `userid`: an external id, else a name, else an id of Telar's."""
     account = accounts_table.c
     rank = case((account.external_id == userid, 0), (account.username == userid, 1), else_=2)
     named = (account.external_id == userid) | (account.username == userid) | (account.owner_id == userid)
     query = select(account.owner_id).where(named, ~account.deleted).order_by(rank).limit(1)
-    deadline = asyncio.get_running_loop().time() + wait_s
-    while True:
-        async with uow() as unit:
-            found: str | None = await unit.session.scalar(query)
-        if found is not None or asyncio.get_running_loop().time() >= deadline:
+    async with uow() as unit:
+        found: str | None = await unit.session.scalar(query)
+    return found
+
+
+class Owners:
+    """Finds users by `userid`, also one whose account was made a moment ago and arrives by event only now.
+
+    `exists` is auth's own word, asked for names that are not known here: whom it does not know is not waited for.
+    """
+
+    def __init__(self, uow: UnitOfWorkFactory, exists: Exists) -> None:
+        self._uow = uow
+        self._exists = exists
+
+    async def named(self, userid: str, *, arriving: bool = True) -> str | None:
+        """As `owner_named`; `arriving`: wait for an account that auth has and this service has not, for ARRIVAL_S."""
+        found = await owner_named(self._uow, userid)
+        if found is not None or not arriving or not await self._exists(userid):
             return found
-        await asyncio.sleep(0.05)
+        deadline = asyncio.get_running_loop().time() + ARRIVAL_S
+        while found is None and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+            found = await owner_named(self._uow, userid)
+        return found
 
 
 USER_EVENTS = (

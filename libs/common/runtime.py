@@ -16,6 +16,7 @@ from libs.common.app import Lifespan, create_app, streams_nothing
 from libs.common.auth import JwksClient, Revocations, ServiceTokens, TokenVerifier, follow_revocations
 from libs.common.bus import Bus, BusUnavailable
 from libs.common.db import Database, Notifications
+from libs.common.errors import Unavailable
 from libs.common.health import Health
 from libs.common.idempotency import SqlIdempotencyStore
 from libs.common.inbox import EventHandler, Inbox
@@ -26,6 +27,7 @@ from libs.common.operations import OperationRunner, Operations, Saga
 from libs.common.operations_api import operations_router
 from libs.common.outbox import CHANNEL as OUTBOX_CHANNEL
 from libs.common.outbox import OutboxRelay, SqlOutboxStore
+from libs.common.quotas import Owners
 from libs.common.settings import CommonSettings
 from libs.common.telemetry import Metrics
 from libs.common.uow import UnitOfWorkFactory
@@ -65,6 +67,17 @@ class Identity:
                 await self._task
         await self.http.aclose()
 
+    async def knows_user(self, userid: str) -> bool:
+        """Whether auth has a user by that external id, name or id; True where it does not say."""
+        try:
+            headers = await self.tokens.headers()
+            answer = await self.http.get(self._auth_url + "/internal/users", params={"userid": userid}, headers=headers)
+            answer.raise_for_status()
+            return bool(answer.json()["exists"])
+        except (Unavailable, httpx.HTTPError, ValueError, KeyError) as error:
+            _log.warning("user_not_asked_for", error=type(error).__name__)
+            return True
+
     async def _read_from_auth(self) -> Iterable[Mapping[str, Any]]:
         answer = await self.http.get(self._auth_url + "/internal/revocations", headers=await self.tokens.headers())
         answer.raise_for_status()
@@ -97,6 +110,7 @@ class SqlRuntime:
         self.notifications = Notifications(self.database, (OUTBOX_CHANNEL, OPERATIONS_CHANNEL))
         self.uow = UnitOfWorkFactory(self.database, source=f"/telar/{service}")
         self.identity = Identity(service, settings, bus, verifier)
+        self.owners = Owners(self.uow, self.identity.knows_user)
         self.idempotency = SqlIdempotencyStore(self.database)
         self.inbox = Inbox(service, bus, self.uow, {} if handlers is None else handlers)
         self.outbox = SqlOutboxStore(self.database)

@@ -64,7 +64,7 @@ def create_app(settings: AuthSettings, *, bus: Bus, verifier: TokenVerifier | No
         description="Users, sessions, API keys, quotas and the audit log.",
         routers=(
             public_router(users, keys, sessions, Audit(runtime.uow)),
-            internal_router(sessions),
+            internal_router(sessions, users),
             legacy_router(users),
         ),
         lifespan=lifespan,

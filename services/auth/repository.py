@@ -1,5 +1,6 @@
 """Queries of the auth service's tables, over one unit of work's session."""
 
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -53,6 +54,13 @@ class AuthRepository:
 
     async def user_by_external_id(self, external_id: str) -> User | None:
         return (await self._session.exec(select(User).where(User.external_id == external_id))).first()
+
+    async def is_anybody(self, userid: str) -> bool:
+        """Whether it is an external id, a username as it is written, or an id."""
+        named = [col(User.external_id) == userid, col(User.username) == userid]
+        with contextlib.suppress(ValueError):
+            named.append(col(User.id) == UUID(userid))
+        return (await self._session.exec(select(User.id).where(or_(*named)).limit(1))).first() is not None
 
     async def users(self, request: PageRequest, *, search: str | None, role: str | None) -> Sequence[User]:
         query: Any = select(User)

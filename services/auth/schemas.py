@@ -224,3 +224,7 @@ class RevocationOut(BaseModel):
 
 class Revocations(BaseModel):
     items: list[RevocationOut]
+
+
+class UserExistence(BaseModel):
+    exists: bool

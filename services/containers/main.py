@@ -79,7 +79,7 @@ def create_app(settings: ContainersSettings, *, bus: Bus, verifier: TokenVerifie
         settings=settings,
     )
     runtime.run_operations(sagas(deployment, Endings(settings), settings))
-    stacks = Stacks(runtime.uow, engine, code, planner, sources, settings)
+    stacks = Stacks(runtime.uow, engine, code, planner, sources, settings, runtime.owners)
     changes = Changes(runtime.uow, engine, code, planner, sources, settings)
     views = Views(engine, Addresses.of(settings))
     runtime.health.add("code", code.check)

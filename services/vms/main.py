@@ -72,7 +72,7 @@ def create_app(
     runtime.run_operations(works, concurrency=settings.operations_at_once)
     sync = StateSync(runtime.uow, fleet, lag_s=settings.statistics_lag_s)
     networks = Rules(settings.network_bridges, settings.vlan_spans)
-    vms = Vms(runtime.uow, fleet, catalog, vmids, sealer, networks=networks, images=images)
+    vms = Vms(runtime.uow, fleet, catalog, vmids, sealer, networks=networks, images=images, owners=runtime.owners)
     runtime.metrics.registry.register(_exporter(settings, fleet))
     consoles = _consoles(settings, runtime, fleet, vms)
 
@@ -96,7 +96,7 @@ def create_app(
         description="Virtual machines on Proxmox VE: templates, placement, creation, change, power and deletion.",
         routers=[
             console.router(consoles),
-            drift.router(Drifts(runtime.uow, fleet, tag=settings.ownership_tag)),
+            drift.router(Drifts(runtime.uow, fleet, runtime.owners, tag=settings.ownership_tag)),
             snapshots.router(
                 Snapshots(runtime.uow, fleet, limit=settings.snapshots_per_vm), Histories(runtime.uow, fleet)
             ),

@@ -1,6 +1,8 @@
 """Routes for the gateway and the other services alone; the gateway's route table leads nobody here."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from libs.common.auth import ServiceOnly
 from services.auth.schemas import (
@@ -11,12 +13,15 @@ from services.auth.schemas import (
     RevocationOut,
     Revocations,
     SessionGrant,
+    UserExistence,
 )
-from services.auth.service import Sessions
+from services.auth.service import Sessions, Users
+
+UserId = Annotated[str, Query(max_length=320)]
 
 
-def internal_router(sessions: Sessions) -> APIRouter:
-    """Who somebody is, for the gateway that issues tokens; and what is revoked, for everyone that checks them."""
+def internal_router(sessions: Sessions, users: Users) -> APIRouter:
+    """Who somebody is, for the gateway that issues tokens; what is revoked and who exists, for every service."""
     routes = APIRouter(prefix="/internal", include_in_schema=False)
 
     @routes.post("/login")
@@ -36,6 +41,10 @@ def internal_router(sessions: Sessions) -> APIRouter:
     @routes.post("/api-keys/exchange")
     async def exchange(body: KeyExchangeIn, _service: ServiceOnly) -> SessionGrant:
         return await sessions.exchange_key(body.key.get_secret_value(), address=body.address)
+
+    @routes.get("/users")
+    async def user_exists(userid: UserId, _service: ServiceOnly) -> UserExistence:
+        return UserExistence(exists=await users.exists(userid))
 
     @routes.get("/revocations")
     async def revocations(_service: ServiceOnly) -> Revocations:

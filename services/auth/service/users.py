@@ -100,6 +100,11 @@ class Users:
         async with self._uow() as uow:
             return await _existing(AuthRepository(uow.session), user_id)
 
+    async def exists(self, userid: str) -> bool:
+        """Whether older clients' `userid` is anybody: an external id, a name, or an id."""
+        async with self._uow() as uow:
+            return await AuthRepository(uow.session).is_anybody(userid)
+
     async def by_external_id(self, external_id: str) -> User:
         async with self._uow() as uow:
             user = await AuthRepository(uow.session).user_by_external_id(external_id)

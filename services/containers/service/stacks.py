@@ -6,13 +6,13 @@ from uuid import UUID
 
 import structlog
 
-from libs.common import quotas
 from libs.common.auth import Principal
 from libs.common.errors import TelarError
 from libs.common.etag import check_if_match
 from libs.common.ids import uuid7
 from libs.common.operations import enqueue
 from libs.common.pagination import PageRequest
+from libs.common.quotas import Owners
 from libs.common.uow import UnitOfWorkFactory
 from services.containers.domain.revisions import Cause, RevisionState, Source, SourceKind
 from services.containers.domain.stacks import Action, State, begin, project_name
@@ -54,8 +54,10 @@ class Stacks:
         planner: Planner,
         sources: Sources,
         settings: ContainersSettings,
+        owners: Owners,
     ) -> None:
         self._uow = uow
+        self._owners = owners
         self._engine = engine
         self._code = code
         self._planner = planner
@@ -178,8 +180,7 @@ class Stacks:
 
         Raises ForeignUserid, or to an administrator UnknownUserid.
         """
-        wait_s = quotas.ARRIVAL_S if principal.is_admin else 0.0
-        owner_id = await quotas.owner_named(self._uow, userid, wait_s=wait_s)
+        owner_id = await self._owners.named(userid, arriving=principal.is_admin)
         if owner_id is None and principal.is_admin:
             raise UnknownUserid(f"There is no user {userid!r}; make one with POST /users")
         if owner_id is None or not principal.may_see(owner_id):

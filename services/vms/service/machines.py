@@ -74,8 +74,10 @@ class Vms:
         *,
         networks: Rules,
         images: Images,
+        owners: quotas.Owners,
     ) -> None:
         self._uow = uow
+        self._owners = owners
         self._fleet = fleet
         self._catalog = catalog
         self._vmids = vmids
@@ -116,8 +118,7 @@ class Vms:
 
     async def owner(self, principal: Principal, userid: str) -> str:
         """The user id that an older client's `userid` means; raises ForeignOwner unless it is the caller's own."""
-        wait_s = quotas.ARRIVAL_S if principal.is_admin else 0.0
-        found = await quotas.owner_named(self._uow, userid, wait_s=wait_s)
+        found = await self._owners.named(userid, arriving=principal.is_admin)
         if principal.user_id in (found, userid):
             return principal.user_id
         if not principal.is_admin:

@@ -39,8 +39,9 @@ _SIZES = ("cores", "memory_mib", "disk_gib")
 class Drifts:
     """Use cases of differences, for administrators. Each looks at the cluster anew before it does anything."""
 
-    def __init__(self, uow: UnitOfWorkFactory, fleet: Fleet, *, tag: str) -> None:
+    def __init__(self, uow: UnitOfWorkFactory, fleet: Fleet, owners: quotas.Owners, *, tag: str) -> None:
         self._uow = uow
+        self._owners = owners
         self._fleet = fleet
         self._tag = tag
 
@@ -117,7 +118,7 @@ class Drifts:
         self, admin: Principal, drift: Drift, wish: ResolveDrift, node: str, config: MachineConfig
     ) -> tuple[Vm, Operation]:
         """Record the machine, and have an operation mark it: what fails then leaves it as unknown as it was."""
-        owner_id = await quotas.owner_named(self._uow, wish.owner or "", wait_s=quotas.ARRIVAL_S)
+        owner_id = await self._owners.named(wish.owner or "")
         if owner_id is None:
             raise OwnerNotFound(f"There is no user {wish.owner!r} whom the machine could belong to; give an owner")
         async with self._uow() as uow:

@@ -185,6 +185,7 @@ async def test_nobody_but_services_reaches_the_internal_routes(service: Service)
         ("POST", "/internal/logout"),
         ("POST", "/internal/api-keys/exchange"),
         ("GET", "/internal/revocations"),
+        ("GET", "/internal/users?userid=x"),
     ]
     for method, path in calls:
         for headers, status in (({}, 401), (person.headers, 403), (service.admin, 403)):

@@ -285,3 +285,17 @@ async def test_replicas_that_start_together_make_one_administrator(new_database_
         await asyncio.gather(*(running.enter_async_context(app.router.lifespan_context(app)) for app in apps))
     with psycopg.connect(new_database_url) as connection:
         assert connection.execute("SELECT count(*) FROM users WHERE is_superuser").fetchone() == (1,)
+
+
+async def test_services_are_told_who_exists_by_every_name_that_older_clients_use(service: Service) -> None:
+    person = await service.person()
+    made = await service.http.post("/users", data={"userid": "Ext-9", "username": "ext nine"}, headers=service.admin)
+    assert made.status_code in (200, 201)
+
+    async def exists(userid: str) -> bool:
+        answer = await service.http.get("/internal/users", params={"userid": userid}, headers=service.gateway)
+        assert answer.status_code == 200, answer.text
+        return bool(answer.json()["exists"])
+
+    assert [await exists(name) for name in (person.id, person.username, "Ext-9", "ext nine")] == [True] * 4
+    assert [await exists(name) for name in ("nobody", "ext-9", "018f0000-0000-7000-8000-000000000001")] == [False] * 3

@@ -12,7 +12,7 @@ from libs.common.db import Database
 from libs.common.errors import QuotaExceeded, Unavailable
 from libs.common.http import AddressPolicy, GuardedClient
 from libs.common.ids import uuid7
-from libs.common.quotas import on_user_event
+from libs.common.quotas import Owners, on_user_event
 from libs.common.testing.serving import user_event
 from libs.common.uow import UnitOfWorkFactory
 from services.containers.adapters.code import FolderCodeStore
@@ -31,6 +31,10 @@ from services.containers.service import NewStack, Planner, Renderer, Sources, St
 from tests.contract.containers.harness import settings, zip_of
 
 FIRST, LAST = 20_000, 20_059
+
+
+async def nobody(_userid: str) -> bool:
+    return False
 
 
 class IdleEngine:
@@ -82,7 +86,7 @@ class World:
         planner = Planner(FolderCatalog(), renderer, self.settings)
         repositories = GitCommand(GuardedClient(AddressPolicy()), timeout_s=1, max_bytes=1)
         sources = Sources(repositories, FernetSealer(SecretStr("secret")))
-        self.stacks = Stacks(self.uow, engine, self.code, planner, sources, self.settings)
+        self.stacks = Stacks(self.uow, engine, self.code, planner, sources, self.settings, Owners(self.uow, nobody))
 
     async def user(self, user_id: str, stacks: int = -1, cores: int = -1) -> str:
         async with self.uow() as uow:
