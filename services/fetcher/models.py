@@ -48,6 +48,8 @@ class Job:
     version: int = 1
     planned: bool = False
     documents: int = 0
+    planned_to: str | None = None
+    """The `_id` of the last document whose items are written, as Extended JSON."""
     started_at_ms: int | None = None
     finished_at_ms: int | None = None
     error: str | None = None

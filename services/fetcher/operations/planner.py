@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -20,7 +21,7 @@ _log = structlog.get_logger()
 
 
 class Planner:
-    """Plans a job under a lease that each batch renews; a plan that was cut is simply made again."""
+    """Plans a job under a lease that each batch renews; a plan that was cut goes on behind its last written batch."""
 
     def __init__(
         self,
@@ -84,28 +85,34 @@ class Planner:
         return field
 
     async def _write(self, job: Job, query: Mapping[str, Any], field: str) -> int | None:
+        """Write the items of all documents; those up to `planned_to` have theirs, if it is still among them."""
         documents = 0
         batch: list[Item] = []
+        written = job.planned_to is None
         stream = self._source.stream(job.database, job.collection, query, field=field, limit=job.limit)
         async for document in stream:
             documents += 1
-            batch += items_of(job, document, field)
-            if len(batch) >= _BATCH:
+            if written:
+                batch += items_of(job, document, field)
+            else:
+                written = json_util.dumps(document["_id"]) == job.planned_to
+            if len(batch) >= _BATCH or (not written and documents % _BATCH == 0):
                 await self._items.add(batch)
                 batch = []
-                if not await self._renew(job, documents):
+                planned_to = json_util.dumps(document["_id"]) if written else job.planned_to
+                if not await self._renew(job, documents=max(documents, job.documents), planned_to=planned_to):
                     return None
+        if not written:
+            return await self._write(replace(job, planned_to=None), query, field)
         await self._items.add(batch)
         return documents
 
-    async def _renew(self, job: Job, documents: int) -> bool:
+    async def _renew(self, job: Job, **noted: Any) -> bool:
         current = await self._jobs.get(job.id)
         if current is None or current.state is not job.state:
             return False
         until_ms = self._now_ms() + self._lease_ms
-        return await self._jobs.note_planning(
-            job.id, holder=self._holder, documents=documents, planner_until_ms=until_ms
-        )
+        return await self._jobs.note_planning(job.id, holder=self._holder, planner_until_ms=until_ms, **noted)
 
 
 def items_of(job: Job, document: Mapping[str, Any], field: str) -> list[Item]:

@@ -1,7 +1,8 @@
 """What a job may read, what it says of what is not there, and how it waits for a MongoDB that is away."""
 
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from bson import ObjectId
@@ -9,10 +10,15 @@ from motor.motor_asyncio import AsyncIOMotorClient
 
 from libs.common.ids import uuid7
 from services.fetcher.adapters.source import MongoSource
-from services.fetcher.errors import DocumentIdRefused, DocumentNotFound, SourceNotFound
+from services.fetcher.adapters.storage import FolderStore
+from services.fetcher.domain.jobs import JobKind
+from services.fetcher.errors import DocumentIdRefused, DocumentNotFound, JobStoreUnavailable, SourceNotFound
+from services.fetcher.models import Item, Job
+from services.fetcher.operations import Planner
+from services.fetcher.repository import MongoItems, MongoJobs, MongoStore
 from services.fetcher.settings import FetcherSettings
 from tests.integration.fetcher import mongo_servers
-from tests.integration.fetcher.conftest import Eventually, Fetcher, RunFetcher
+from tests.integration.fetcher.conftest import OWNER, Eventually, Fetcher, RunFetcher, account_event
 from tests.integration.fetcher.pictures import PictureServer
 
 
@@ -131,3 +137,62 @@ async def test_a_plan_waits_for_a_source_that_is_away_and_says_so(
         with mongo_servers.nx_27017(tmp_path / "mongo", port=port):
             job = await fetcher.ended(job_id)
             assert (job["status"], job["items"]["completed"], job["error"]) == ("completed", 2, None)
+
+
+class Documents:
+    """Stands for a source whose documents the test holds."""
+
+    def __init__(self, count: int) -> None:
+        self.documents = [{"_id": number, "image": f"http://a.example/{number}.jpg"} for number in range(count)]
+
+    async def stream(self, *_: Any, **__: Any) -> AsyncIterator[dict[str, Any]]:
+        for document in self.documents:
+            yield document
+
+
+class CutOff(MongoItems):
+    """A job store that goes away with the second batch, once; remembers what was added."""
+
+    def __init__(self, store: MongoStore) -> None:
+        super().__init__(store)
+        self.added: list[list[str]] = []
+
+    async def add(self, items: Sequence[Item]) -> None:
+        if not items:
+            return
+        self.added.append([item.document_id for item in items])
+        if len(self.added) == 2:
+            raise JobStoreUnavailable
+        await super().add(items)
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["still there", "deleted meanwhile"])
+async def test_a_plan_that_was_cut_goes_on_behind_its_last_batch(
+    store: MongoStore, tmp_path: Path, *, gone: bool
+) -> None:
+    jobs, items, documents = MongoJobs(store), CutOff(store), Documents(1_200)
+    made = Job(
+        id="job-001",
+        owner_id=OWNER,
+        kind=JobKind.COLLECTION,
+        database="shop",
+        collection="products",
+        search_field="image",
+        created_at_ms=1,
+        updated_at_ms=1,
+    )
+    await jobs.add(made, account_event(OWNER))
+    source, folder = cast("MongoSource", documents), FolderStore(tmp_path)
+    planner = Planner(jobs, items, source, folder, holder="a", lease_ms=60_000, now_ms=store.now_ms)
+    with pytest.raises(JobStoreUnavailable):
+        await planner.plan(made)
+    cut = await jobs.get(made.id)
+    assert cut is not None
+    if gone:
+        del documents.documents[499]  # the last one whose item is written
+    assert await planner.plan(cut)
+    assert items.added[2][0] == ("0" if gone else "500")
+    planned = await jobs.get(made.id)
+    assert planned is not None
+    assert (planned.planned, planned.documents) == (True, len(documents.documents))
+    assert (await items.counts(made.id))[0]["pending"] == 1_200
