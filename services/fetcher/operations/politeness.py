@@ -179,7 +179,14 @@ class Politeness:
         """Domains none of whose items should be taken now: blocked, or other processes have all their permits."""
         now_ms = self._now_ms()
         blocked = {name for name, state in self._states.items() if now_ms < state.blocked_until_ms}
-        return blocked | {
+        return blocked | (self._taken_by_others(now_ms) - {EVERYTHING})
+
+    def is_shut_out(self) -> bool:
+        """Whether nothing can start here now, whatever its domain: other processes have all permits there are."""
+        return EVERYTHING in self._taken_by_others(self._now_ms())
+
+    def _taken_by_others(self, now_ms: int) -> set[str]:
+        return {
             name for name, until_ms in self._not_before_ms.items() if now_ms < until_ms and not self._held.get(name)
         }
 

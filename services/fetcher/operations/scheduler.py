@@ -17,6 +17,8 @@ from services.fetcher.operations.worker import ItemWorker, Outcome
 from services.fetcher.ports import ItemRepository
 
 _POLL_S = 0.5
+_REST = 20
+_MOST_REST_MS = 10_000
 _BATCH = 256
 _LANE_SHARE = 8
 _MOST_WAITING = 4_000
@@ -190,6 +192,8 @@ class Scheduler:
 
         Lanes that are full already count for nothing: however many slow domains there are, others find room.
         """
+        if self._politeness.is_shut_out():
+            return
         share = max(16, self._rules.max_downloads * 12 // max(1, len(self._jobs)))
         for job in list(self._jobs.values()):
             lanes = {lane[1]: len(queue) for lane, queue in self._waiting.items() if lane[0] == job.id}
@@ -214,15 +218,20 @@ class Scheduler:
                 await self._give_back(taken)
                 continue
             if len(taken) < room:
-                self._found_all[job.id] = (now_ms, aside)
+                ended_ms = self._now_ms()
+                rest_ms = min(_MOST_REST_MS, (ended_ms - now_ms) * _REST) if aside else 0
+                self._found_all[job.id] = (ended_ms + max(int(_POLL_S * 1000), rest_ms), aside)
             for item in taken:
                 self._waiting[job.id, item.domain].append(item)
         await self._trim()
 
     def _exhausted(self, job_id: str, aside: set[str], now_ms: int) -> bool:
-        """Whether the last look just now found all there was outside these domains."""
-        at_ms, aside_then = self._found_all.get(job_id, (0, set()))
-        return now_ms - at_ms < _POLL_S * 1000 and aside >= aside_then
+        """Whether the last look just now found all there was outside these domains.
+
+        The longer one past left-alone domains took, the later it is repeated: it may have read a whole large job.
+        """
+        until_ms, aside_then = self._found_all.get(job_id, (0, set()))
+        return now_ms < until_ms and aside >= aside_then
 
     async def _trim(self) -> None:
         """Give back what the slowest lanes hoard, before they fill the process."""

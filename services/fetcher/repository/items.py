@@ -40,7 +40,7 @@ class MongoItems:
     ) -> list[Item]:
         query = {**equal(job_id=job_id, state=ItemState.PENDING.value), "not_before_ms": {"$lte": now_ms}}
         if without:
-            query["domain"] = {"$nin": sorted(without)}
+            query["domain"] = {"$nin": sorted(without)} if len(without) > 1 else {"$ne": next(iter(without))}
         with job_store_errors():
             due = await self._items.find(query, {"_id": 1}).limit(limit).to_list(limit)
             if not due:
