@@ -1,6 +1,7 @@
 """Which addresses guarded calls may reach: the public internet and the networks an operator listed. Pure."""
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from libs.common.http.errors import Reason
@@ -99,6 +100,7 @@ def _embedded(address: IPv6Address) -> tuple[Address, ...]:
     return (address, low) if bits >> 32 & 0xFFFFFFFF in _ISATAP else ()
 
 
+@lru_cache(maxsize=1024)
 def refusal(address: Address) -> Reason | None:
     """Why an unmapped address is not on the public internet; None if it is."""
     if address in _METADATA:

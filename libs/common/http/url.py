@@ -4,6 +4,7 @@ import re
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from urllib.parse import quote, urljoin
 
@@ -128,6 +129,7 @@ def _target(text: str) -> str:
     return target if _TARGET_PLAIN.match(target) else quote(target, safe=_TARGET_SAFE)
 
 
+@lru_cache(maxsize=1024)
 def _host(text: str) -> tuple[str, Address | None]:
     if text.startswith("["):
         try:

@@ -127,15 +127,15 @@ class Politeness:
 
     def _free(self, domain: str, below: int, now_ms: int) -> _Held | None:
         """The highest free number: the low ones are all that some jobs may use."""
-        best: _Held | None = None
-        for held in self._held[domain].values() if domain in self._held else ():
-            if held.busy or held.wanted or held.number >= below or (best is not None and held.number < best.number):
+        numbers: dict[int, _Held] = self._held.get(domain, {})
+        for number in sorted(numbers, reverse=True):
+            held = numbers[number]
+            if held.busy or held.wanted or number >= below:
                 continue
-            if held.next_ms > now_ms:
-                self.next_start_ms = min(self.next_start_ms or held.next_ms, held.next_ms)
-                continue
-            best = held
-        return best
+            if held.next_ms <= now_ms:
+                return held
+            self.next_start_ms = min(self.next_start_ms or held.next_ms, held.next_ms)
+        return None
 
     def report(self, domain: str, reason: str | None, retry_after_s: float | None = None) -> None:
         """Tell how a download went; `reason` is None where the domain did what was asked of it."""
