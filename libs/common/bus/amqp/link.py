@@ -44,7 +44,8 @@ def broker_faults() -> Iterator[None]:
         if asked_to_stop():
             raise
         raise BrokerLost("the channel was closed") from error
-    except (AMQPError, OSError, RuntimeError) as error:  # TimeoutError is an OSError
+    # TimeoutError is an OSError; aiormq ends its stream of frames when a connection breaks in its handshake.
+    except (AMQPError, OSError, RuntimeError, StopAsyncIteration) as error:
         raise BrokerLost(f"{type(error).__name__}: {error}") from error
 
 
@@ -175,6 +176,8 @@ class Link:
                 _log.warning("bus_connection_lost", broker=self._address, link=self._name)
             except BrokerLost as error:
                 _log.warning("bus_unreachable", broker=self._address, link=self._name, reason=str(error))
+            except Exception:  # noqa: BLE001 - the link outlives any surprise; it is logged with its traceback
+                _log.exception("bus_link_failed", broker=self._address, link=self._name)
             finally:
                 self._connected.clear()
                 self._connection = None
@@ -198,6 +201,8 @@ class Link:
                     _log.warning("bus_channel_lost", attachment=attachment.name)
             except BrokerLost as error:
                 _report(attachment.name, error)
+            except Exception:  # noqa: BLE001 - as above
+                _log.exception("bus_attachment_failed", attachment=attachment.name)
             finally:
                 settled.set()
                 await attachment.detach()
