@@ -1,7 +1,6 @@
 """Two services, their databases and a real broker that is killed again and again: nothing lost, nothing doubled."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import ClassVar
 
@@ -21,8 +20,8 @@ from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.timeout(300)]
 
 Eventually = Callable[..., Awaitable[None]]
-KILLS = int(os.environ.get("TELAR_TEST_BROKER_KILLS", "3"))
-EVENTS = 60 * KILLS
+KILLS = (1, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(900)]))
+EVENTS_PER_KILL = 60
 ledger = Table(
     "ledger",
     MetaData(),
@@ -70,21 +69,25 @@ async def sender(database: Database, rabbitmq: RabbitMq, eventually: Eventually)
         await bus.close()
 
 
+@pytest.mark.parametrize("kills", KILLS)
 async def test_a_broker_killed_under_load_loses_no_event_and_doubles_no_effect(
     sender: UnitOfWorkFactory,
     database: Database,
     rabbitmq: RabbitMq,
     eventually: Eventually,
+    kills: int,
 ) -> None:
+    events = EVENTS_PER_KILL * kills
+
     async def keep_paying() -> None:
-        for number in range(EVENTS):
+        for number in range(events):
             async with sender() as unit:
                 unit.add_event(Paid(), subject=f"s{number % 5}", sequence=number)
                 await unit.commit()
             await asyncio.sleep(0.01)
 
     async def keep_killing() -> None:
-        for _ in range(KILLS):
+        for _ in range(kills):
             await asyncio.to_thread(rabbitmq.kill)
             await asyncio.to_thread(rabbitmq.start)
             await asyncio.to_thread(rabbitmq.wait_ready, 60)
@@ -94,7 +97,7 @@ async def test_a_broker_killed_under_load_loses_no_event_and_doubles_no_effect(
     async def all_entered() -> bool:
         async with transaction(database) as session:
             entered = await session.scalar(select(func.count()).select_from(ledger))
-        return entered == EVENTS and (await SqlOutboxStore(database).lag())[0] == 0
+        return entered == events and (await SqlOutboxStore(database).lag())[0] == 0
 
     await eventually(all_entered, 60)
     async with transaction(database) as session:
