@@ -26,6 +26,7 @@ from services.auth.models import (
 )
 
 _AUDIT_LOCK = 0x7E1A_0A0D
+_FIRST_START_LOCK = 0x7E1A_0A0E
 _REVOCATION_LIFE = timedelta(hours=2)
 
 
@@ -202,6 +203,10 @@ class AuthRepository:
         unlocked = or_(col(LoginFailures.locked_until).is_(None), col(LoginFailures.locked_until) < now)
         await self._session.exec(delete(LoginFailures).where(col(LoginFailures.window_ends_at) < now, unlocked))
         await self.delete_dead_sessions(now - timedelta(days=30))
+
+    async def alone_at_first_start(self) -> None:
+        """Wait until no other replica makes what a first start makes, and keep others waiting until the commit."""
+        await self._session.exec(select(func.pg_advisory_xact_lock(_FIRST_START_LOCK)))
 
     # the audit chain
 

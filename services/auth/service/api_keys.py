@@ -86,6 +86,7 @@ class ApiKeys:
             raise ValueError("TELAR_AUTH_API_KEY looks like a key of ours but its checksum is wrong; copy it again")
         async with self._uow() as uow:
             repository = AuthRepository(uow.session)
+            await repository.alone_at_first_start()
             if await repository.api_key_by_digest(key_digest(text)) is not None:
                 return
             key = ApiKey(

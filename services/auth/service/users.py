@@ -71,23 +71,31 @@ class Users:
     async def ensure_administrator(self) -> SecretStr | None:
         """On an empty database make the first administrator; gives the password if one had to be made up."""
         async with self._uow() as uow:
-            repository = AuthRepository(uow.session)
-            if await repository.administrators() or await repository.user_by_name(self._settings.admin_username):
+            if await self._has_administrator(AuthRepository(uow.session)):
                 return None
         given = self._settings.admin_password
         password = given or SecretStr(secrets.token_urlsafe(15))
         digest = await self._passwords.hash(password.get_secret_value())
         async with self._uow() as uow:
+            repository = AuthRepository(uow.session)
+            await repository.alone_at_first_start()
+            if await self._has_administrator(repository):
+                return None  # another replica's first start was quicker
             user = self._new(uow, self._settings.admin_username, self._settings.admin_email, Role.ADMIN, digest)
             user.is_superuser = True
             await self._insert(uow, user, SYSTEM)
             await uow.commit()
         return None if given else password
 
+    async def _has_administrator(self, repository: AuthRepository) -> bool:
+        name = self._settings.admin_username
+        return bool(await repository.administrators() or await repository.user_by_name(name))
+
     async def ensure_service_account(self) -> User:
         """The account of a key that the operator gave in settings; it has no password."""
         async with self._uow() as uow:
             repository = AuthRepository(uow.session)
+            await repository.alone_at_first_start()
             user = await repository.user_by_name(_SERVICE_ACCOUNT)
             if user is None:
                 email = f"{_SERVICE_ACCOUNT}@users.telar.invalid"

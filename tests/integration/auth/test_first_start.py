@@ -1,0 +1,61 @@
+"""Replicas that start together on an empty database make one administrator, one account and one key."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+
+from libs.common.db import Database
+from libs.common.uow import UnitOfWorkFactory
+from services.auth.main import migrate
+from services.auth.service import ApiKeys, Users
+from services.auth.settings import AuthSettings
+from tests.contract.auth.harness import settings
+
+REPLICAS = 6
+
+
+class TogetherPasswords:
+    """The port without the work; nobody's hash is done before everybody has begun one."""
+
+    def __init__(self) -> None:
+        self._all_here = asyncio.Barrier(REPLICAS)
+
+    async def hash(self, password: str) -> str:
+        await self._all_here.wait()
+        return f"plain:{password}"
+
+    async def verify(self, password: str, stored: str | None) -> tuple[bool, str | None]:
+        return stored == f"plain:{password}", None
+
+
+@pytest.fixture
+async def database(new_database_url: str) -> AsyncIterator[Database]:
+    database = Database(new_database_url, pool_size=REPLICAS)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def chosen(new_database_url: str, tmp_path: Path) -> AuthSettings:
+    made = settings(new_database_url, tmp_path)
+    await migrate(made)
+    return made.model_copy(update={"admin_password": None})
+
+
+async def test_replicas_that_start_together_make_everything_once(database: Database, chosen: AuthSettings) -> None:
+    uow, passwords = UnitOfWorkFactory(database, source="/telar/auth"), TogetherPasswords()
+    replicas = [Users(uow, passwords, chosen) for _ in range(REPLICAS)]
+    made_up = await asyncio.gather(*(users.ensure_administrator() for users in replicas))
+    assert len([password for password in made_up if isinstance(password, SecretStr)]) == 1
+    accounts = await asyncio.gather(*(users.ensure_service_account() for users in replicas))
+    assert len({account.id for account in accounts}) == 1
+    keys = [ApiKeys(uow) for _ in range(REPLICAS)]
+    await asyncio.gather(*(one.seed(accounts[0].id, "a-key-of-an-older-client") for one in keys))
+    async with database.engine.connect() as connection:
+        for table, count in (("users", 2), ("api_keys", 1), ("audit_entries", 3)):
+            rows = await connection.execute(text(f"SELECT count(*) FROM {table}"))  # noqa: S608 - the names above
+            assert rows.scalar_one() == count, table
