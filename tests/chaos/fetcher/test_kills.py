@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import contextlib
 import os
 import re
 import shutil
@@ -30,7 +29,7 @@ KILLS = int(os.environ.get("TELAR_CHAOS_KILLS", "20"))
 _PICTURES = 100
 _log = structlog.get_logger()
 _CONFIGURATION = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
+{user} daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 512; }}
 http {{
   log_format path "$uri $status";
@@ -84,13 +83,11 @@ def witness(tmp_path: Path) -> Iterator[Witness]:
         pytest.fail("nginx is missing: apt-get install nginx-light")
     folder = tmp_path / "nginx"
     (folder / "pictures").mkdir(parents=True)
-    for parent in (folder, *folder.parents):
-        with contextlib.suppress(PermissionError):  # its worker is another user
-            parent.chmod(parent.stat().st_mode | 0o055) if parent != Path("/") else None
     for number in range(_PICTURES):
         (folder / "pictures" / f"{number:02d}.jpg").write_bytes(picture(seed=number))
     port = free_port()
-    (folder / "nginx.conf").write_text(_CONFIGURATION.format(folder=folder, port=port))
+    user = "user root;" if os.geteuid() == 0 else ""  # pytest closes its folders to others whenever it starts
+    (folder / "nginx.conf").write_text(_CONFIGURATION.format(folder=folder, port=port, user=user))
     process = subprocess.Popen([nginx, "-c", str(folder / "nginx.conf")], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 20
     while not (folder / "access.log").exists() and time.monotonic() < deadline:
