@@ -1,5 +1,6 @@
 """What this process may ask of which domain now: permits held under leases, paces, domains in trouble."""
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Politeness:
         self._max_downloads = max_downloads
         self._now_ms = now_ms
         self._held: defaultdict[str, dict[int, _Held]] = defaultdict(dict)
+        self._turn = asyncio.Lock()
         self._valid_until_ms = 0
         self._states: dict[str, DomainState] = {}
         self._records: defaultdict[str, _Record] = defaultdict(_Record)
@@ -192,6 +194,10 @@ class Politeness:
 
     async def acquire(self, needs: Mapping[str, Need]) -> None:
         """Get permits for what waits here, as far as there are free ones; the call is free where none is missing."""
+        async with self._turn:
+            await self._acquire(needs)
+
+    async def _acquire(self, needs: Mapping[str, Need]) -> None:
         now_ms = self._now_ms()
         if self._held and now_ms >= self._valid_until_ms:
             await self._renew(now_ms)
@@ -235,10 +241,11 @@ class Politeness:
 
     async def sync(self, busy_domains: Collection[str]) -> None:
         """Renew, give up what others ask for or nothing here needs, and learn of domains in trouble."""
-        now_ms = self._now_ms()
-        if self._held:
-            await self._renew(now_ms)
-            await self._give_up(busy_domains, now_ms)
+        async with self._turn:
+            now_ms = self._now_ms()
+            if self._held:
+                await self._renew(now_ms)
+                await self._give_up(busy_domains, now_ms)
         unwritten, self._unwritten = self._unwritten, {}
         for state in unwritten.values():
             if state is not None:
@@ -258,16 +265,23 @@ class Politeness:
         self._valid_until_ms = until_ms - self._lease_ms // 4
 
     def _keep(self, renewed: Collection[Permit], now_ms: int) -> None:
-        """Forget what was lost (a lease that ran out while the job store was away), mark what is asked for."""
+        """Forget what was lost (a lease that ran out while the job store was away), mark what is asked for.
+
+        What is ours there and unknown here is taken up: the answer about it was lost on its way.
+        """
         kept = {permit.id: permit for permit in renewed}
         for domain, numbers in list(self._held.items()):
             for number in list(numbers):
-                permit = kept.get(Permit(domain, number).id)
+                permit = kept.pop(Permit(domain, number).id, None)
                 if permit is None:
                     del numbers[number]
                 elif permit.wanted and not numbers[number].wanted:
                     numbers[number].wanted = True
                     self._ceilings[domain] = (len(numbers) - 1, now_ms + _STEP_BACK_MS)
+            if not numbers:
+                del self._held[domain]
+        for permit in kept.values():
+            self._held[permit.domain][permit.number] = _Held(permit.number, used_ms=now_ms, wanted=permit.wanted)
 
     async def _give_up(self, busy_domains: Collection[str], now_ms: int) -> None:
         given: list[tuple[str, _Held]] = []

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pytest
 
 from libs.common.testing import stack
 from services.fetcher.domain.troubles import Manners
+from services.fetcher.errors import JobStoreUnavailable
+from services.fetcher.models import Permit
 from services.fetcher.operations.politeness import Grant, Need, Politeness
 from services.fetcher.repository import MongoDomains, MongoPermits, MongoStore
 from services.fetcher.settings import FetcherSettings
@@ -65,6 +67,49 @@ async def test_all_downloads_together_have_a_limit_too(store: MongoStore) -> Non
     for polite in both:
         await polite.acquire(needs)
     assert sum(len(begin_all(polite, domain)) for polite in both for domain in needs) == 5
+
+
+class Ticking(Clock):
+    """Never tells the same time twice."""
+
+    def __call__(self) -> int:
+        self.ms += 1
+        return self.ms
+
+
+class LosesAnAnswer(MongoPermits):
+    """A job store whose first answer about taken permits is lost on its way."""
+
+    lost = False
+
+    async def take(self, holder: str, wanted: Mapping[str, Sequence[int]], **times: int) -> list[Permit]:
+        taken = await super().take(holder, wanted, **times)
+        if not self.lost:
+            self.lost = True
+            raise JobStoreUnavailable
+        return taken
+
+
+async def test_permits_renewed_from_two_sides_at_once_are_kept(store: MongoStore) -> None:
+    clock = Ticking()
+    polite = politeness(store, "a", clock)
+    needs = {"x": Need(count=9, below=4)}
+    await polite.acquire(needs)
+    clock.ms += 8_000  # past what counts as sure, within the lease
+    await asyncio.gather(*(polite.sync({"x"}) if turn % 2 else polite.acquire(needs) for turn in range(6)))
+    assert len(begin_all(polite, "x")) == 4
+
+
+async def test_permits_whose_answer_was_lost_are_found_again(store: MongoStore) -> None:
+    clock = Clock()
+    polite = politeness(store, "a", clock)
+    polite._permits = LosesAnAnswer(store)
+    needs = {"x": Need(count=9, below=4)}
+    with pytest.raises(JobStoreUnavailable):
+        await polite.acquire(needs)
+    await polite.acquire({"y": Need(count=1, below=1)})
+    await polite.sync({"x", "y"})
+    assert len(begin_all(polite, "x")) == 4
 
 
 async def test_a_process_that_has_none_gets_its_share(store: MongoStore) -> None:
