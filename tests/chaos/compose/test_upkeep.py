@@ -81,6 +81,24 @@ def test_replicas_are_replaced_while_requests_go_on(containers: Composed, client
     assert set(statuses) == {200}
 
 
+def test_a_databases_password_and_the_shared_secret_are_changed(
+    suite: RunningSuite, containers: Composed, client: Caller, within: Within
+) -> None:
+    url = containers.secrets / "telar_vms_database_url"
+    password = secrets.token_urlsafe(32)
+    psql = ("exec", "-T", "postgres", "psql", "-U", "postgres", "-c")
+    containers.compose(*psql, f"ALTER ROLE telar_vms PASSWORD '{password}'")
+    url.write_text(f"postgresql://telar_vms:{password}@postgres:5432/telar_vms\n")
+    containers.run("deploy/roll.sh", "vms", timeout_s=400)
+    assert client.http.get("/api/v1/vms").status_code == 200
+
+    (containers.secrets / "telar_service_secret").write_text(secrets.token_urlsafe(32) + "\n")
+    recreate = ("up", "-d", "--force-recreate", "--wait", "gateway", *SERVICES)
+    containers.compose(*recreate, timeout_s=500)
+    within(lambda: httpx.get(f"{suite.url}/api/v1/health", trust_env=False).status_code == 200, 120)
+    assert client.http.get("/api/v1/vms").status_code == 200
+
+
 def _ended_job(suite: RunningSuite, client: Caller, within: Within) -> dict[str, Any]:
     """A job of the fetcher's that has fetched one picture."""
     pictures = PictureServer(suite.host)
@@ -147,3 +165,20 @@ def test_backups_are_neither_mixed_nor_taken_when_they_are_damaged(containers: C
     (tmp_path / "auth.dump").write_bytes(b"cut")
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  auth.dump\n")
     assert "is damaged" in refused("restore", str(tmp_path))
+
+
+def test_two_gateways_behind_two_ports_know_the_same_sessions(
+    containers: Composed, client: Caller, within: Within
+) -> None:
+    first = int(containers.environment["TELAR_PORT"])
+    containers.environment["TELAR_PORT"] = f"{first}-{first + 1}"
+    containers.compose("up", "-d", "--wait", "--no-deps", "--scale", "gateway=2", "gateway", timeout_s=400)
+    urls = [f"http://127.0.0.1:{port}" for port in (first, first + 1)]
+    headers = {"authorization": client.http.headers["authorization"]}
+
+    def statuses() -> list[int]:
+        return [httpx.get(f"{url}/api/v1/images", headers=headers, trust_env=False).status_code for url in urls]
+
+    within(lambda: statuses() == [200, 200], 60)
+    assert httpx.post(f"{urls[0]}/api/v1/logout", headers=headers, trust_env=False).status_code == 204
+    within(lambda: statuses() == [401, 401], 10)
