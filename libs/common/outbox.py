@@ -9,7 +9,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from sqlalchemy import (
@@ -20,6 +20,7 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    Select,
     Table,
     Text,
     bindparam,
@@ -58,11 +59,21 @@ outbox_table = Table(
 _log = structlog.get_logger()
 
 
+def _adding() -> Select[Any]:
+    """Write one event and wake the relay, in one statement."""
+    given = {name: bindparam(f"new_{name}", type_=outbox_table.c[name].type) for name in ("type", "subject", "body")}
+    added = insert(outbox_table).values(**given).returning(outbox_table.c.id).cte("added")
+    return select(func.pg_notify(CHANNEL, "")).select_from(added)
+
+
+_ADD = _adding()
+
+
 async def add(session: AsyncSession, events: Sequence[Event]) -> None:
     """Write events in the caller's transaction and wake the relay when it commits."""
-    rows = [{"type": event.type, "subject": event.subject, "body": event.to_json()} for event in events]
-    await session.execute(insert(outbox_table), rows)
-    await session.execute(select(func.pg_notify(CHANNEL, "")))
+    for event in events:
+        written = {"new_type": event.type, "new_subject": event.subject, "new_body": event.to_json()}
+        await session.execute(_ADD, written)
 
 
 @dataclass(frozen=True, slots=True)

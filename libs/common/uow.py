@@ -1,6 +1,7 @@
 """The unit of work: load, decide, save, add events and operations, commit; nothing happens without the commit."""
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
@@ -80,6 +81,13 @@ class UnitOfWorkFactory:
         self.database = database
         self.source = source
         self._clock = clock or SystemClock()
+
+    @contextlib.asynccontextmanager
+    async def looking(self) -> AsyncIterator[AsyncSession]:
+        """A session to look with, which must change nothing: a unit of work without a transaction's cost."""
+        with database_errors():
+            async with self.database.looking() as session:
+                yield session
 
     def __call__(self) -> UnitOfWork:
         return UnitOfWork(self.database, source=self.source, clock=self._clock)

@@ -12,7 +12,7 @@ from libs.common.operations.errors import (
 from libs.common.operations.failures import Backoff
 from libs.common.operations.model import Direction, Json, Operation, State, StepRecord, StepState
 from libs.common.operations.runner import OperationRunner
-from libs.common.operations.saga import OnEnd, RetryFrom, RetryLater, Saga, Step, StepFunction, UndoFunction
+from libs.common.operations.saga import Needed, OnEnd, RetryFrom, RetryLater, Saga, Step, StepFunction, UndoFunction
 from libs.common.operations.service import Operations, enqueue
 from libs.common.operations.table import CHANNEL, operations_table
 
@@ -22,6 +22,7 @@ __all__ = [
     "Direction",
     "Json",
     "LeaseLost",
+    "Needed",
     "OnEnd",
     "Operation",
     "OperationNotCancellable",

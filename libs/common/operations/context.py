@@ -16,6 +16,7 @@ class Control(Protocol):
 
     cancel_requested: bool
     stopping: bool
+    kept: dict[str, Any]
 
     async def write(self) -> None:
         """Store the operation as it is in memory; raises LeaseLost if another runner may hold it."""
@@ -36,6 +37,7 @@ class StepContext:
         self._control = control
         self._progress = progress
         self._write_progress_at = 0.0
+        self._told = (operation.progress, operation.message)
 
     @property
     def operation_id(self) -> str:
@@ -49,6 +51,11 @@ class StepContext:
     def memo(self) -> Json:
         """Data shared by all steps, kept when steps are run again; stored with the next write of any kind."""
         return self.operation.memo
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What the steps of this run keep in memory for those after them; empty again after a restart or a retry."""
+        return self._control.kept
 
     @property
     def results(self) -> Mapping[str, Json]:
@@ -81,15 +88,19 @@ class StepContext:
         await self._control.write()
 
     async def progress(self, fraction: float, message: str = "") -> None:
-        """Tell how far this step is (0..1); stored at most once a second. Breaks off while the runner closes."""
+        """Tell how far this step is (0..1); stored if it is news, at most once a second.
+
+        Breaks off while the runner closes.
+        """
         if self._control.stopping:
             raise asyncio.CancelledError
         self.operation.progress = self._progress(fraction)
         if message:
             self.operation.message = readable(message)
+        news = (self.operation.progress, self.operation.message)
         now = asyncio.get_running_loop().time()
-        if now >= self._write_progress_at:
-            self._write_progress_at = now + PROGRESS_INTERVAL_S
+        if news != self._told and now >= self._write_progress_at:
+            self._told, self._write_progress_at = news, now + PROGRESS_INTERVAL_S
             await self._control.write()
 
 

@@ -40,6 +40,7 @@ class Execution:
         self.cancel_requested = operation.cancel_requested
         self.stopping = False
         self.leased = True
+        self.kept: dict[str, Any] = {}
         self.retry_in_s: float | None = None
         self._saga = saga
         self._store = store
@@ -82,6 +83,7 @@ class Execution:
     async def _go_on(self) -> None:
         operation = self.operation
         if operation.direction is Direction.FORWARD:
+            self._saga.skip(operation)
             record = operation.next_to_run()
             if self.cancel_requested:
                 await self._turn_back("Cancelling")
@@ -108,7 +110,8 @@ class Execution:
         step = self._saga.step(record.name)
         if record.state is StepState.PENDING:
             self._begin(record)
-            await self.write()
+            if not step.saves_first:
+                await self.write()
         try:
             result = await self._attempt(step, record)
         except RetryFrom as turn:
@@ -128,6 +131,8 @@ class Execution:
         following = operation.next_to_run()
         if following is None:
             return  # stored with the end
+        if self._saga.step(following.name).saves_first and not self.stopping:
+            return  # stored with its first save
         self._begin(following)
         await self.write()
         if self.cancel_requested:  # the write told so: the step just marked was never begun, and needs no undoing
@@ -178,7 +183,10 @@ class Execution:
         operation = self.operation
         operation.forget_from(step)
         operation.direction, operation.back_to = Direction.FORWARD, None
-        self._begin(operation.steps[operation.index(step)])
+        self._saga.skip(operation)
+        following = operation.next_to_run()
+        if following is not None:
+            self._begin(following)
         operation.progress = self._saga.progress(operation)
         await self.write()
 

@@ -1,7 +1,7 @@
 """What an operation is: its states, the record of each step, and where it goes next; pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
@@ -37,10 +37,13 @@ class StepState(StrEnum):
     FAILED = "failed"
     UNDOING = "undoing"
     UNDONE = "undone"
+    SKIPPED = "skipped"
+    """This operation has nothing for it to do."""
 
 
 _TO_UNDO = frozenset({StepState.RUNNING, StepState.DONE, StepState.FAILED, StepState.UNDOING})
 _TO_RUN = frozenset({StepState.PENDING, StepState.RUNNING})
+_BEHIND = frozenset({StepState.DONE, StepState.SKIPPED})
 
 
 @dataclass(slots=True)
@@ -60,7 +63,13 @@ class StepRecord:
         return cls(**{**document, "state": StepState(document["state"])})
 
     def to_json(self) -> Json:
-        return asdict(self)
+        """What is stored; `dataclasses.asdict` would copy whole checkpoints at each write."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @property
+    def behind(self) -> bool:
+        """Whether the operation has this step behind it."""
+        return self.state in _BEHIND
 
 
 @dataclass(slots=True)

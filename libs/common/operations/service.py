@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, select, text, update
 
 from libs.common.db import database_errors
 from libs.common.ids import new_operation_id
 from libs.common.operations.errors import OperationNotCancellable, OperationNotFound, OperationNotResumable
 from libs.common.operations.model import Direction, Operation, State, StepState
 from libs.common.operations.saga import Saga
+from libs.common.operations.statements import ENQUEUE, enqueued
 from libs.common.operations.table import CANCEL, announce, operations_table
 from libs.common.pagination import PageRequest, keyset
 from libs.common.telemetry import current_traceparent
@@ -31,7 +32,7 @@ async def enqueue(
 ) -> Operation:
     """Add an operation to the unit of work: it exists, and a runner wakes, when the unit commits."""
     service = uow.source.rpartition("/")[2]
-    adding = insert(operations_table).values(
+    given = enqueued(
         id=new_operation_id(service),
         kind=kind,
         resource_type=resource_type,
@@ -41,8 +42,7 @@ async def enqueue(
         traceparent=current_traceparent(),
     )
     connection = await uow.session.connection()
-    row = (await connection.execute(adding.returning(operations_table))).mappings().one()
-    await connection.execute(announce(""))
+    row = (await connection.execute(ENQUEUE, given)).mappings().one()
     return Operation.from_row(row)
 
 

@@ -7,25 +7,21 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, and_, case, func, literal, or_, select, tuple_, update
+from sqlalchemy import Select, func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from libs.common.db import database_errors
 from libs.common.operations.errors import LeaseLost
 from libs.common.operations.model import Operation, State
 from libs.common.operations.saga import OnEnd
-from libs.common.operations.table import CHANNEL, announce, operations_table
+from libs.common.operations.statements import CLAIM, FINISH, POSTPONE, SUCCEED, WRITE, as_it_is, seconds
+from libs.common.operations.table import CHANNEL, operations_table
 from libs.common.uow import UnitOfWorkFactory
 
 CLAIM_TRIES = 5
 
 _t = operations_table.c
 _FREE: Mapping[str, Any] = {"lease_holder": None, "lease_until": None}
-
-
-def seconds(count: float) -> ColumnElement[Any]:
-    """An interval of so many seconds, counted by the database's clock alone: replicas' clocks need not agree."""
-    return func.make_interval(0, 0, 0, 0, 0, 0, count)
 
 
 class OperationStore:
@@ -41,54 +37,12 @@ class OperationStore:
 
         A pending one is not taken while another of its resource runs or an older one of it waits.
         """
-        other = operations_table.alias("other")
-        in_its_way = (
-            select(literal(1))
-            .where(
-                other.c.resource_type == _t.resource_type,
-                other.c.resource_id == _t.resource_id,
-                other.c.id != _t.id,
-                or_(
-                    other.c.state == State.RUNNING,
-                    and_(
-                        other.c.state == State.PENDING,
-                        tuple_(other.c.created_at, other.c.id) < tuple_(_t.created_at, _t.id),
-                    ),
-                ),
-            )
-            .exists()
-        )
-        due = (
-            select(_t.id)
-            .where(
-                _t.state.in_((State.PENDING, State.RUNNING)),
-                _t.run_at <= func.now(),
-                or_(_t.lease_until.is_(None), _t.lease_until < func.now()),
-                _t.kind.in_(list(kinds)),
-                or_(_t.state == State.RUNNING, ~in_its_way),
-            )
-            .order_by(_t.run_at, _t.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True, of=operations_table)
-            .cte("due")  # evaluated once: in a plain subquery the planner may lock more rows than the limit
-        )
-        taking = (
-            update(operations_table)
-            .where(_t.id.in_(select(due.c.id)))
-            .values(
-                state=State.RUNNING,
-                lease_holder=holder,
-                lease_until=func.now() + seconds(self._lease_s),
-                attempts=_t.attempts + 1,
-                updated_at=func.now(),
-            )
-            .returning(operations_table)
-        )
+        wanted = {"holder": holder, "lease_s": self._lease_s, "kinds": list(kinds), "most": limit}
         with database_errors():
             async with self._engine.connect() as connection:
                 for _ in range(CLAIM_TRIES):
                     with contextlib.suppress(IntegrityError):  # two runners met at one resource, the index let one pass
-                        rows = (await connection.execute(taking)).mappings().all()
+                        rows = (await connection.execute(CLAIM, wanted)).mappings().all()
                         return sorted((Operation.from_row(row) for row in rows), key=lambda operation: operation.id)
         return []
 
@@ -107,12 +61,11 @@ class OperationStore:
 
     async def write(self, operation: Operation) -> bool:
         """Store where the operation is; gives whether its cancellation is wanted. Raises LeaseLost."""
-        return await self._fenced(operation, self._as_it_is(operation))
+        return await self._fenced(operation, WRITE)
 
     async def postpone(self, operation: Operation, delay_s: float) -> None:
         """Store where the operation is and let go of it for `delay_s`, or at once if it is to be cancelled."""
-        at = case((_t.cancel_requested, func.now()), else_=func.now() + seconds(delay_s))
-        await self._fenced(operation, self._as_it_is(operation).values(run_at=at, **_FREE))
+        await self._fenced(operation, POSTPONE, delay_s=delay_s)
 
     async def release(self, held: tuple[str, str]) -> None:
         """Let go of an operation (id, holder) so that any runner may go on with it at once."""
@@ -127,13 +80,11 @@ class OperationStore:
 
         False if a cancellation came before the success, which then is not stored.
         """
-        ending = self._as_it_is(operation).values(state=operation.state, finished_at=func.now(), **_FREE)
-        if operation.state is State.SUCCEEDED:
-            ending = ending.where(~_t.cancel_requested)
+        ending = SUCCEED if operation.state is State.SUCCEEDED else FINISH
         async with self._uow() as uow:
             with database_errors():
                 connection = await uow.session.connection()
-                ended = (await connection.execute(ending.returning(_t.id))).first()
+                ended = (await connection.execute(ending, as_it_is(operation) | {"new_state": operation.state})).first()
                 if ended is None:
                     holder = await connection.scalar(select(_t.lease_holder).where(_t.id == operation.id))
                     if holder != operation.lease_holder:
@@ -141,33 +92,13 @@ class OperationStore:
                     return False
                 if on_end is not None:
                     await on_end(uow, operation)
-                await connection.execute(announce(operation.id))
                 await uow.commit()
         return True
 
-    def _as_it_is(self, operation: Operation) -> Update:
-        return (
-            update(operations_table)
-            .where(_t.id == operation.id, _t.lease_holder == operation.lease_holder)
-            .values(
-                direction=operation.direction,
-                step=operation.step,
-                progress=operation.progress,
-                message=operation.message,
-                error=operation.error,
-                memo=operation.memo,
-                steps=[record.to_json() for record in operation.steps],
-                back_to=operation.back_to,
-                updated_at=func.now(),
-            )
-        )
-
-    async def _fenced(self, operation: Operation, change: Update) -> bool:
-        changed = change.returning(_t.id, _t.cancel_requested).cte("changed")
-        announcing = select(changed.c.cancel_requested, func.pg_notify(CHANNEL, changed.c.id))
+    async def _fenced(self, operation: Operation, change: Select[Any], **given: Any) -> bool:
         with database_errors():
             async with self._engine.connect() as connection:
-                row = (await connection.execute(announcing)).first()
+                row = (await connection.execute(change, as_it_is(operation) | given)).first()
         if row is None:
             raise LeaseLost(operation.id)
         return bool(row.cancel_requested)

@@ -333,3 +333,88 @@ async def test_an_operation_without_steps_left_in_the_code_waits_instead_of_bein
 
     await eventually(interrupted)
     assert (await lab.get(operation_id)).state is State.RUNNING
+
+
+async def test_a_step_that_is_not_needed_is_skipped_and_neither_run_nor_undone(
+    lab: Lab, eventually: Eventually
+) -> None:
+    log: Log = []
+
+    def wanted(operation: Operation) -> bool:
+        return bool(operation.input["seed"])
+
+    def saga(kind: str, *end: Step) -> Saga:
+        return Saga(kind, [step(log, "a"), step(log, "seed", needed=wanted), step(log, "b"), *end])
+
+    done = await run_to_end(lab, saga("without"), eventually, seed=False)
+    assert (done.state, done.progress, log) == (State.SUCCEEDED, 1.0, ["a", "b"])
+    assert [record.state for record in done.steps] == [StepState.DONE, StepState.SKIPPED, StepState.DONE]
+    log.clear()
+    failed = await run_to_end(lab, saga("undone", step(log, "c", refuse)), eventually, seed=False)
+    assert log == ["a", "b", "c", "undo c", "undo b", "undo a"]
+    assert [record.state for record in failed.steps][1] is StepState.SKIPPED
+    log.clear()
+    assert (await run_to_end(lab, saga("with"), eventually, seed=True)).state is State.SUCCEEDED
+    assert log == ["a", "seed", "b"]
+
+
+async def test_going_back_to_a_step_that_is_not_needed_goes_on_behind_it(lab: Lab, eventually: Eventually) -> None:
+    log: Log = []
+
+    async def turn(context: StepContext) -> None:
+        if not context.memo.get("turned"):
+            context.memo["turned"] = True
+            raise RetryFrom("seed", reason="again")
+
+    steps = [step(log, "a"), step(log, "seed", needed=lambda _operation: False), step(log, "b", turn)]
+    operation = await run_to_end(lab, Saga("turns", steps), eventually)
+    assert (operation.state, log) == (State.SUCCEEDED, ["a", "b", "undo b", "b"])
+
+
+async def test_a_step_that_saves_first_is_stored_as_begun_with_what_it_saves(lab: Lab, eventually: Eventually) -> None:
+    seen: list[Any] = []
+
+    async def stored(context: StepContext) -> list[tuple[str, Any]]:
+        return [(record.state, record.checkpoint) for record in (await lab.get(context.operation_id)).steps]
+
+    async def save(context: StepContext) -> None:
+        seen.append(await stored(context))
+        await context.save(intended=True)
+        seen.append(await stored(context))
+
+    saga = Saga("quiet", [step([], "a"), step([], "b", save, saves_first=True)])
+    operation = await run_to_end(lab, saga, eventually)
+    assert operation.state is State.SUCCEEDED
+    before, after = seen
+    assert before == [(StepState.RUNNING, {}), (StepState.PENDING, {})]
+    assert after == [(StepState.DONE, {}), (StepState.RUNNING, {"intended": True})]
+
+
+async def test_what_a_step_keeps_in_memory_is_there_for_the_next_and_not_after_a_retry(
+    lab: Lab, eventually: Eventually
+) -> None:
+    seen: list[Any] = []
+
+    async def keep(context: StepContext) -> None:
+        context.kept["record"] = "read"
+
+    async def look(context: StepContext) -> None:
+        seen.append(dict(context.kept))
+        if context.attempt == 1:
+            raise RetryLater(0, "later")
+
+    await run_to_end(lab, Saga("keeps", [step([], "a", keep), step([], "b", look)]), eventually)
+    assert seen == [{"record": "read"}, {}]
+
+
+async def test_progress_that_is_no_news_is_not_written(lab: Lab, eventually: Eventually) -> None:
+    written: list[Any] = []
+
+    async def wait(context: StepContext) -> None:
+        for _ in range(3):
+            await context.progress(0.5)
+            written.append((await lab.get(context.operation_id)).updated_at)
+            await asyncio.sleep(1.1)  # longer than the least time between two writes
+
+    await run_to_end(lab, Saga("waits", [step([], "a", wait)]), eventually)
+    assert len(set(written)) == 1
