@@ -23,6 +23,7 @@ ROWS = (
     "login_enumeration",
     "revocation",
     "vm_create",
+    "vm_list",
 )
 """Modules of this folder; each has a `run()` that gives its row."""
 

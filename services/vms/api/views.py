@@ -41,7 +41,8 @@ def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def vm_out(vm: Vm) -> VmOut:
+def vm_out(vm: Any) -> VmOut:
+    """A record, or a row with its columns."""
     return VmOut(
         id=vm.id,
         number=vm.number or 0,

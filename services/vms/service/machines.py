@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import structlog
 from sqlalchemy import select
@@ -87,11 +88,11 @@ class Vms:
         # An owner's requests wait for the one row of their quota anyway: better here than each with a connection.
         self._creating = asyncio.Semaphore(_CREATIONS_AT_ONCE)
 
-    async def list(self, principal: Principal, wanted: VmFilter, request: PageRequest) -> Sequence[Vm]:
+    async def list(self, principal: Principal, wanted: VmFilter, request: PageRequest) -> Sequence[Any]:
         """One page of the caller's machines (everyone's for administrators), and one more if there is a next page."""
         owner_id = None if principal.is_admin or principal.is_service else principal.user_id
-        async with self._uow() as uow:
-            return await VmRepository(uow.session).list(wanted, request, owner_id=owner_id)
+        async with self._uow.looking() as session:
+            return await VmRepository(session).list(wanted, request, owner_id=owner_id)
 
     async def get(self, principal: Principal, reference: Reference) -> Vm:
         async with self._uow() as uow:
