@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from uuid import UUID
 
 from libs.common.operations import Json, RetryFrom, StepContext
 from services.vms.domain.cluster import Machine, Template, mark_of
@@ -38,9 +37,10 @@ class Cloning:
 
     async def run(self, context: StepContext) -> Json:
         """Clone under the machine's own VMID and mark, so that a clone can be known again whoever lost its UPID."""
-        vm_id = UUID(context.operation.resource_id)
-        vmid = await self._vmids.ensure(vm_id)
         vm = await self._machines.record(context)
+        if vm.vmid is None:
+            vm.vmid = await self._vmids.ensure(vm.id)
+        vmid = vm.vmid
         cluster, place = self._machines.fleet.get(vm.cluster), context.results["place"]
         template = await self._template(cluster, place)
         target = str(place["node"])

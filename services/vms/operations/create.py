@@ -14,7 +14,6 @@ from services.vms.errors import (
     NoNodeFits,
     ProxmoxFailure,
     ProxmoxRefused,
-    ProxmoxUnavailable,
     TemplateNotFound,
 )
 from services.vms.events import VmDeleted, VmFailed
@@ -22,6 +21,7 @@ from services.vms.models import Vm
 from services.vms.operations.cloning import Cloning
 from services.vms.operations.failover import elsewhere, second_chance
 from services.vms.operations.machines import Machines, grow_disk, start_machine
+from services.vms.operations.placing import Case, Placer
 from services.vms.operations.seeding import Seeding
 from services.vms.ports import Sealer
 from services.vms.repository import VmidRepository, VmRepository
@@ -30,6 +30,8 @@ from services.vms.service.locating import Found
 from services.vms.service.records import enter, tell, touch
 
 _TRIES = 30
+_TEMPLATES_AGE_S = 5.0
+"""How old the list may be in which the template's copies are looked for first; a clone of one that is gone fails."""
 
 
 class CreateVm:
@@ -48,6 +50,7 @@ class CreateVm:
         self._seeding = seeding
         self._machines = machines
         self._catalog = catalog
+        self._placer = Placer(machines.uow, catalog)
         self._cloning = cloning
         self._sealer = sealer
         self._tag = tag
@@ -56,7 +59,7 @@ class CreateVm:
         return Saga(
             "vm.create",
             (
-                Step("place", self.place, max_attempts=_TRIES, interruptible=False),
+                Step("place", self.place, max_attempts=_TRIES, interruptible=False, saves_first=True),
                 Step(
                     "clone",
                     self._cloning.run,
@@ -65,13 +68,46 @@ class CreateVm:
                     max_attempts=_TRIES,
                     weight=5,
                     interruptible=False,
+                    saves_first=True,
                 ),
-                Step("seed", self._seeding.run, self._seeding.undo, max_attempts=_TRIES, interruptible=False),
+                Step(
+                    "seed",
+                    self._seeding.run,
+                    self._seeding.undo,
+                    max_attempts=_TRIES,
+                    interruptible=False,
+                    needed=lambda operation: bool(operation.input.get("seed", True)),
+                ),
                 Step("configure", self.configure, max_attempts=_TRIES, interruptible=False),
-                Step("resize", self.resize, timeout_s=1800, max_attempts=_TRIES, weight=2, interruptible=False),
-                Step("start", self.start, timeout_s=900, max_attempts=_TRIES, weight=3, interruptible=False),
-                Step("confirm", self.confirm, max_attempts=_TRIES, interruptible=False),
-                Step("protect", self.protect, self.unprotect, max_attempts=_TRIES, interruptible=False),
+                Step(
+                    "resize",
+                    self.resize,
+                    timeout_s=1800,
+                    max_attempts=_TRIES,
+                    weight=2,
+                    interruptible=False,
+                    saves_first=True,
+                ),
+                Step(
+                    "start",
+                    self.start,
+                    timeout_s=900,
+                    max_attempts=_TRIES,
+                    weight=3,
+                    interruptible=False,
+                    needed=lambda operation: bool(operation.input.get("start", True)),
+                    saves_first=True,
+                ),
+                Step("confirm", self.confirm, max_attempts=_TRIES, interruptible=False, saves_first=True),
+                Step(
+                    "protect",
+                    self.protect,
+                    self.unprotect,
+                    max_attempts=_TRIES,
+                    interruptible=False,
+                    needed=lambda operation: bool(operation.input.get("ha", True)),
+                    saves_first=True,
+                ),
             ),
             cancellable=True,
             on_end=self.end,
@@ -81,42 +117,27 @@ class CreateVm:
         """Choose the node: the best of those that fit and have not failed, by what is promised at this moment."""
         vm = await self._machines.record(context)
         cluster = self._machines.fleet.get(vm.cluster)
-        copies = await self._catalog.copies_of(vm, cluster)
+        memo = context.memo
+        again = context.attempt > 1 or bool(memo.get("avoided"))
+        copies = await self._catalog.copies_of(vm, cluster, max_age_s=0 if again else _TEMPLATES_AGE_S)
         if not copies:
             raise TemplateNotFound(f"The template {vm.template} is gone")
-        known = await cluster.inventory(max_age_s=5)
-        if not known.nodes:
-            raise ProxmoxUnavailable("The cluster shows no nodes at all; that proves nothing", retry_after_s=5)
-        memo = context.memo
-        async with self._machines.uow() as uow:
-            records = VmRepository(uow.session)
-            await records.lock_placement(vm.cluster)
-            placed = await records.get(vm.id, for_update=True)
-            if placed is None:
-                raise TemplateNotFound("The machine's record is gone")
-            placed.node = None
-            await uow.session.flush()
-            candidates = await self._catalog.candidates(
-                uow.session,
-                cluster,
-                known,
-                copies=copies,
-                avoided=memo.get("avoided", {}),
-                avoided_sources=frozenset(memo.get("avoided_sources", ())),
-            )
-            demand = Demand(vm.cores, vm.memory_mib, vm.disk_gib, context.input.get("node"), ha=vm.ha)
-            verdicts = self._catalog.rank(demand, candidates)
-            if not verdicts or not verdicts[0].fits or verdicts[0].template is None:
-                raise second_chance(context) or NoNodeFits(explain(verdicts))
-            best = verdicts[0]
-            placed.node = best.node
-            await uow.commit()
-        source = verdicts[0].template
-        return {"node": best.node, "source": source.node, "template": source.vmid, "score": best.score}
+        case = Case(
+            vm=vm,
+            demand=Demand(vm.cores, vm.memory_mib, vm.disk_gib, context.input.get("node"), ha=vm.ha),
+            copies=copies,
+            avoided=memo.get("avoided", {}),
+            avoided_sources=frozenset(memo.get("avoided_sources", ())),
+        )
+        verdicts = await self._placer.place(cluster, case)
+        best = verdicts[0] if verdicts and verdicts[0].fits else None
+        if best is None or best.template is None:
+            raise second_chance(context) or NoNodeFits(explain(verdicts))
+        return {"node": best.node, "source": best.template.node, "template": best.template.vmid, "score": best.score}
 
     async def configure(self, context: StepContext) -> Json:
         """Set cores, memory, cloud-init and the ownership tag; the same again changes nothing."""
-        vm = await self._machines.record(context)
+        vm = await self._machines.record(context, kept=True)
         try:
             found = await self._found(context, vm)
             options: dict[str, str | int] = {
@@ -135,7 +156,7 @@ class CreateVm:
 
     async def resize(self, context: StepContext) -> Json:
         """Grow the boot disk to the size asked for; it never shrinks."""
-        vm = await self._machines.record(context)
+        vm = await self._machines.record(context, kept=True)
         try:
             found = await self._found(context, vm)
             await grow_disk(self._machines, context, found, vm.disk_gib)
@@ -144,9 +165,7 @@ class CreateVm:
         return {}
 
     async def start(self, context: StepContext) -> Json:
-        if not context.input.get("start", True):
-            return {}
-        vm = await self._machines.record(context)
+        vm = await self._machines.record(context, kept=True)
         try:
             found = await self._found(context, vm)
             await start_machine(self._machines, context, found)
@@ -156,7 +175,7 @@ class CreateVm:
 
     async def confirm(self, context: StepContext) -> Json:
         """See with own eyes that it runs: a task's success is only that of a process started."""
-        vm = await self._machines.record(context)
+        vm = await self._machines.record(context, kept=True)
         wanted = "running" if context.input.get("start", True) else "stopped"
         cluster = self._machines.fleet.get(vm.cluster)
         node = self._node(context)
@@ -171,7 +190,7 @@ class CreateVm:
 
     async def protect(self, context: StepContext) -> Json:
         """Hand it over to the HA manager, on every node that can run it."""
-        vm = await self._machines.record(context)
+        vm = await self._machines.record(context, kept=True)
         if not vm.ha:
             return {}
         node = self._node(context)

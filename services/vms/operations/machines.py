@@ -34,6 +34,7 @@ _log = structlog.get_logger()
 _GIB = 1024**3
 _HEARTBEAT_S = 1.0
 _CLOCK_SKEW_S = 5.0
+_RECORD = "record"
 _UNTIL_S = 180.0
 _LOOK_AGAIN_S = (0.2, 2.0)
 Begin = Callable[[], Awaitable[str | None]]
@@ -50,12 +51,20 @@ class Machines:
         self.fleet = fleet
         self.settle_s = settle_s
 
-    async def record(self, context: StepContext) -> Vm:
-        """The record that the operation works on; raises VmNotFound."""
-        async with self.uow() as uow:
-            vm = await VmRepository(uow.session).get(UUID(context.operation.resource_id))
+    async def record(self, context: StepContext, *, kept: bool = False) -> Vm:
+        """The record that the operation works on; raises VmNotFound.
+
+        `kept`: as a step of this run has read it before, if one has. Only operations change what steps look at, and
+        one at a time works on a machine; a step that changes it itself, or follows one that does, reads it anew.
+        """
+        known: Vm | None = context.kept.get(_RECORD) if kept else None
+        if known is not None:
+            return known
+        async with self.uow.looking() as session:
+            vm = await VmRepository(session).get(UUID(context.operation.resource_id))
         if vm is None:
             raise VmNotFound("The machine's record is gone")
+        context.kept[_RECORD] = vm
         return vm
 
     async def find(self, vm: Ours, *, near: str | None = None) -> Found:

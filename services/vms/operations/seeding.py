@@ -94,3 +94,4 @@ class Seeding:
             if kept is not None:
                 kept.seed_volume, kept.seed_node = volume, node
             await uow.commit()
+        vm.seed_volume, vm.seed_node = volume, node

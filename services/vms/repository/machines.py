@@ -1,12 +1,12 @@
 """Virtual machines and their VMIDs in PostgreSQL."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Text, cast, delete, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Integer, Select, Text, bindparam, cast, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -50,6 +50,40 @@ class Promised:
     machines: int = 0
 
 
+def _promised() -> Select[Any]:
+    table = Vm.__table__.c  # type: ignore[attr-defined] # SQLModel does not declare it
+    counted = table.id.not_in(bindparam("without", expanding=True))
+    return (
+        select(
+            table.node,
+            func.coalesce(func.sum(table.cores).filter(counted), 0).label("cores"),
+            func.coalesce(func.sum(table.memory_mib).filter(counted), 0).label("memory_mib"),
+            func.count().filter(counted).label("machines"),
+            func.array_agg(table.vmid).filter(table.vmid.is_not(None)).label("vmids"),
+        )
+        .where(table.cluster == bindparam("cluster"))
+        .group_by(table.node)
+    )
+
+
+def _assign() -> Any:
+    table = Vm.__table__  # type: ignore[attr-defined] # as above
+    of_them = table.c.id.in_(bindparam("ids", expanding=True))
+    return update(table).where(of_them).values(node=bindparam("to")).returning(table.c.id)
+
+
+def _lease_next() -> Any:
+    """Lease the VMID whose turn it is, unless it is taken."""
+    table = VmidLease.__table__  # type: ignore[attr-defined] # as above
+    given = {name: bindparam(f"new_{name}", type_=table.c[name].type) for name in ("cluster", "vm_id", "since")}
+    vmid = cast(bindparam("first") + func.nextval("vmid_turns") % bindparam("size"), Integer)
+    leasing = insert(table).values(**given, vmid=vmid, state=HELD, reason="")
+    return leasing.on_conflict_do_nothing().returning(table.c.vmid)
+
+
+_PROMISED, _ASSIGN, _LEASE_NEXT = _promised(), _assign(), _lease_next()
+
+
 def sort_value(vm: Any, sort: str | None) -> Sequence[Any]:
     """A machine's place in a list of that order, for the cursor."""
     return getattr(vm, (sort or DEFAULT_SORT).lstrip("-")), vm.id
@@ -77,7 +111,6 @@ class VmRepository:
         """Add a record; its number is known afterwards."""
         self._session.add(vm)
         await self._session.flush()
-        await self._session.refresh(vm, ["number"])
 
     async def remove(self, vm: Vm) -> None:
         await self._session.delete(vm)
@@ -88,7 +121,7 @@ class VmRepository:
 
         Rows with a record's columns: a page of them takes half the time that as many records take.
         """
-        table = Vm.__table__  # type: ignore[attr-defined] # SQLModel does not declare it
+        table = Vm.__table__  # type: ignore[attr-defined] # as above
         query = select(table).where(*wanted.conditions())
         if owner_id is not None:
             query = query.where(table.c.owner_id == owner_id)
@@ -116,21 +149,27 @@ class VmRepository:
             select(func.pg_advisory_xact_lock(func.hashtextextended("placement " + cluster, 0)))
         )
 
-    async def promised(self, cluster: str) -> Mapping[str, Promised]:
-        """By node, what Telar's machines were promised."""
-        query = (
-            select(col(Vm.node), func.sum(Vm.cores), func.sum(Vm.memory_mib), func.count())
-            .where(col(Vm.cluster) == cluster, col(Vm.node).is_not(None))
-            .group_by(col(Vm.node))
-        )
-        rows = (await self._session.execute(query)).all()
-        return {node: Promised(int(cores), int(memory), int(count)) for node, cores, memory, count in rows}
+    async def promised(
+        self, cluster: str, *, without: Collection[UUID] = ()
+    ) -> tuple[dict[str, Promised], frozenset[int]]:
+        """By node, what Telar's machines `without` some were promised; and the VMIDs of all of them."""
+        promised: dict[str, Promised] = {}
+        own: set[int] = set()
+        for row in await self._session.execute(_PROMISED, {"cluster": cluster, "without": list(without)}):
+            own.update(row.vmids or ())
+            if row.node is not None:
+                promised[row.node] = Promised(int(row.cores), int(row.memory_mib), int(row.machines))
+        return promised, frozenset(own)
 
-    async def vmids(self, cluster: str) -> set[int]:
-        rows = await self._session.execute(
-            select(col(Vm.vmid)).where(col(Vm.cluster) == cluster, col(Vm.vmid).is_not(None))
-        )
-        return {vmid for vmid in rows.scalars() if vmid is not None}
+    async def assign(self, nodes: Mapping[UUID, str]) -> set[UUID]:
+        """Note on which nodes machines are going to be; gives those of them that have a record."""
+        by_node: dict[str, list[UUID]] = {}
+        for vm_id, node in nodes.items():
+            by_node.setdefault(node, []).append(vm_id)
+        noted: set[UUID] = set()
+        for node, ids in by_node.items():
+            noted.update((await self._session.execute(_ASSIGN, {"to": node, "ids": ids})).scalars())
+        return noted
 
     async def unfinished(self, vm_id: UUID) -> str | None:
         """The id of an operation on the machine that waits or runs."""
@@ -156,10 +195,10 @@ class VmidRepository:
         that is gone may linger under it.
         """
         size = last - first + 1
+        turn = {"new_cluster": cluster, "new_vm_id": vm_id, "new_since": now, "first": first, "size": size}
         for _ in range(min(size, _TURNS)):
-            turn = await self._session.scalar(select(func.nextval("vmid_turns")))
-            vmid = first + int(turn or 0) % size
-            if await self._take(cluster, vm_id, vmid, now):
+            vmid: int | None = await self._session.scalar(_LEASE_NEXT, turn)
+            if vmid is not None:
                 return vmid
         known = select(col(VmidLease.vmid)).where(col(VmidLease.cluster) == cluster)
         taken = set((await self._session.execute(known)).scalars())

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from services.vms.models import Maintenance
+
+_MAINTAINED = select(col(Maintenance.node), col(Maintenance.reason)).where(
+    col(Maintenance.cluster) == bindparam("cluster")
+)
 
 
 class NodeRepository:
@@ -19,8 +23,8 @@ class NodeRepository:
 
     async def maintained(self, cluster: str) -> Mapping[str, str]:
         """The cluster's nodes under maintenance, with the reason that was given."""
-        query = select(Maintenance).where(col(Maintenance.cluster) == cluster)
-        return {one.node: one.reason for one in (await self._session.execute(query)).scalars()}
+        rows = await self._session.execute(_MAINTAINED, {"cluster": cluster})
+        return {row.node: row.reason for row in rows}
 
     async def maintain(self, cluster: str, node: str, *, reason: str, by: str, now: datetime) -> None:
         setting = insert(Maintenance).values(cluster=cluster, node=node, reason=reason, set_by=by, since=now)

@@ -1,5 +1,6 @@
 """Which machines a caller may see, and which may be worked on now."""
 
+from collections.abc import Mapping
 from uuid import UUID
 
 from libs.common.auth import Principal
@@ -41,7 +42,7 @@ async def changeable(
     return vm
 
 
-async def begin(uow: UnitOfWork, kind: str, vm: Vm, given: dict[str, object]) -> Operation:
+async def begin(uow: UnitOfWork, kind: str, vm: Vm, given: Mapping[str, object]) -> Operation:
     """Add an operation on a machine to the unit of work."""
     return await enqueue(
         uow, kind=kind, resource_type=RESOURCE_TYPE, resource_id=str(vm.id), owner_id=vm.owner_id, input=given

@@ -1,20 +1,19 @@
 """Templates, nodes, and where a machine would be placed."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sqlmodel.ext.asyncio.session import AsyncSession
-
 from libs.common.uow import UnitOfWorkFactory
-from services.vms.domain.cluster import Inventory, Template, choose_templates
-from services.vms.domain.placement import Candidate, Demand, Policy, Verdict, explain, rank, template_for
+from services.vms.domain.cluster import Template, choose_templates
+from services.vms.domain.placement import Candidate, Demand, Policy, Verdict, explain, rank
 from services.vms.domain.templates import TemplateStatus
 from services.vms.errors import DiskTooSmall, NoNodeFits, ProxmoxFailure, ProxmoxUnavailable, TemplateNotFound
 from services.vms.models import TemplateRecord, Vm
 from services.vms.ports import Cluster
-from services.vms.repository import NodeRepository, Promised, TemplateRepository, VmRepository
+from services.vms.repository import TemplateRepository
 from services.vms.schemas import Wish
+from services.vms.service.capacity import candidates, tally
 from services.vms.service.fleet import Fleet
 
 _TEMPLATE_AGE_S = 15.0
@@ -71,8 +70,8 @@ class Catalog:
         return found
 
     async def records(self) -> Sequence[TemplateRecord]:
-        async with self._uow() as uow:
-            return await TemplateRepository(uow.session).all()
+        async with self._uow.looking() as session:
+            return await TemplateRepository(session).all()
 
     async def offers(self, wish: Wish) -> list[Offer]:
         """What a wish names, on every cluster that has it; raises TemplateNotFound, telling what there is."""
@@ -96,13 +95,13 @@ class Catalog:
         asked = wish.template or wish.os_type or f"the image {wish.image_id}"
         raise TemplateNotFound(f"There is no template for {asked!r}; there are: {told}")
 
-    async def copies_of(self, vm: Vm, cluster: Cluster) -> list[Template]:
-        """The copies of a machine's template as they are now."""
-        known = await cluster.templates(max_age_s=_ANEW_S)
+    async def copies_of(self, vm: Vm, cluster: Cluster, *, max_age_s: float = _ANEW_S) -> list[Template]:
+        """The copies of a machine's template as they are now, or were lately."""
+        known = await cluster.templates(max_age_s=max_age_s)
         if vm.template_id is None:
             return choose_templates(known, template=vm.template, os_type=None)
-        async with self._uow() as uow:
-            record = await TemplateRepository(uow.session).get(vm.template_id)
+        async with self._uow.looking() as session:
+            record = await TemplateRepository(session).get(vm.template_id)
         vmids = set() if record is None else {copy["vmid"] for copy in record.copies}
         return [one for one in known if one.vmid in vmids]
 
@@ -111,10 +110,11 @@ class Catalog:
     async def nodes(self) -> list[tuple[str, Candidate]]:
         """Every node of every cluster with what is promised on it."""
         found: list[tuple[str, Candidate]] = []
-        async with self._uow() as uow:
+        async with self._uow.looking() as session:
             for cluster in self._fleet:
                 known = await cluster.inventory(max_age_s=_ANEW_S)
-                found += [(cluster.name, one) for one in await self.candidates(uow.session, cluster, known, copies=())]
+                told = await tally(session, cluster.name)
+                found += [(cluster.name, one) for one in candidates(cluster, known, told, copies=())]
         return found
 
     async def place(self, wish: Wish, *, ha: bool = False, max_age_s: float = _ANEW_S) -> list[Placement]:
@@ -152,51 +152,10 @@ class Catalog:
             known = await offer.cluster.inventory(max_age_s=max_age_s)
         except ProxmoxFailure:
             return Placement(offer, demand)
-        async with self._uow() as uow:
-            found = await self.candidates(uow.session, offer.cluster, known, copies=offer.copies)
+        async with self._uow.looking() as session:
+            told = await tally(session, offer.cluster.name)
+        found = candidates(offer.cluster, known, told, copies=offer.copies)
         return Placement(offer, demand, self.rank(demand, found))
-
-    async def candidates(
-        self,
-        session: AsyncSession,
-        cluster: Cluster,
-        known: Inventory,
-        *,
-        copies: Sequence[Template],
-        avoided: Mapping[str, str] | None = None,
-        avoided_sources: frozenset[str] = frozenset(),
-    ) -> list[Candidate]:
-        """Every node with what is promised on it: to Telar's machines by their records, to others by what runs."""
-        machines = VmRepository(session)
-        promised = await machines.promised(cluster.name)
-        own = await machines.vmids(cluster.name)
-        maintained = await NodeRepository(session).maintained(cluster.name)
-        found = []
-        for node in known.nodes.values():
-            strangers = [
-                machine
-                for machine in known.machines.values()
-                if machine.node == node.name
-                and machine.vmid not in own
-                and not machine.template
-                and machine.status != "stopped"
-            ]
-            telar = promised.get(node.name, Promised())
-            template = template_for(node.name, copies, _usable(known, node.name, avoided_sources))
-            found.append(
-                Candidate(
-                    node=node,
-                    promised_cores=telar.cores + sum(machine.cores for machine in strangers),
-                    promised_memory_mib=telar.memory_mib + sum(machine.memory_mib for machine in strangers),
-                    machines=telar.machines + len(strangers),
-                    template=template,
-                    free_gib=_free_gib(known, node.name, template),
-                    avoided=(avoided or {}).get(node.name),
-                    maintenance=maintained.get(node.name),
-                    trouble=cluster.trouble(node.name),
-                )
-            )
-        return found
 
     def rank(self, demand: Demand, candidates: Sequence[Candidate]) -> list[Verdict]:
         return rank(demand, candidates, self._policy)
@@ -260,22 +219,3 @@ async def _templates(cluster: Cluster, max_age_s: float) -> Sequence[Template]:
         return await cluster.templates(max_age_s=max_age_s)
     except ProxmoxUnavailable:
         return await cluster.templates(max_age_s=math.inf)
-
-
-def _usable(known: Inventory, node: str, avoided_sources: frozenset[str]) -> Callable[[Template], bool]:
-    """Tells whether a copy can be cloned to a node: its own node is up, and the target reaches all its storages."""
-
-    def usable(template: Template) -> bool:
-        reached = [known.storages.get((node, storage)) for storage in template.storages]
-        return (
-            known.online(template.node)
-            and template.node not in avoided_sources
-            and all(storage is not None and storage.available for storage in reached)
-        )
-
-    return usable
-
-
-def _free_gib(known: Inventory, node: str, template: Template | None) -> float:
-    storages = () if template is None else template.storages
-    return min((known.storages[node, name].free_gib for name in storages), default=0.0)

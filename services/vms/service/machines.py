@@ -162,7 +162,8 @@ class Vms:
             usage = await quotas.reserve(uow.session, owner_id, vm.reserved)
             await self._vmids.lease(uow, vm)
             await VmRepository(uow.session).add(vm)
-            operation = await begin(uow, "vm.create", vm, {"start": wish.start, "node": wish.node})
+            given = {"start": wish.start, "node": wish.node, "ha": wish.ha, "seed": wish.user_data is not None}
+            operation = await begin(uow, "vm.create", vm, given)
             tell(uow, VmCreated, vm, usage)
             await uow.commit()
         return vm, operation

@@ -112,7 +112,7 @@ class Service(Served):
         shown: dict[str, Any] = answer.json()
         return shown
 
-    async def ended(self, operation_id: str, user: str, deadline_s: float = 40.0) -> dict[str, Any]:
+    async def ended(self, operation_id: str, user: str, deadline_s: float = 90.0) -> dict[str, Any]:
         """An operation when it has ended, however."""
         until = time.monotonic() + deadline_s
         while True:

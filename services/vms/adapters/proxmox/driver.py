@@ -111,6 +111,10 @@ class ProxmoxCluster:
         found = [machine for machine in known.machines.values() if machine.template]
         there = {(machine.vmid, machine.node) for machine in found}
         self._templates = {key: read for key, read in self._templates.items() if key in there}
+        lately = _now() - _TEMPLATE_AGE_S
+        told = [self._templates.get((machine.vmid, machine.node), (0.0, None)) for machine in found]
+        if all(template is not None and read_at >= lately for read_at, template in told):
+            return [template for _, template in told if template is not None]
         read = await asyncio.gather(
             *(self._template(machine.vmid, machine.node, known) for machine in found), return_exceptions=True
         )
