@@ -37,7 +37,7 @@ async def killed_at(given: dict[str, Any]) -> None:
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
-    _, told = await asyncio.wait_for(process.communicate(), 50)
+    _, told = await asyncio.wait_for(process.communicate(), 110)
     assert process.returncode == -signal.SIGKILL, told.decode()[-2000:]
 
 

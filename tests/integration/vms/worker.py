@@ -78,7 +78,7 @@ async def main(given: dict[str, Any]) -> None:
                 answer = await http.delete(f"/api/v1/vms/{given['vm_id']}")
             if answer.status_code != 202:
                 sys.exit(answer.text)
-            await asyncio.sleep(60)
+            await asyncio.sleep(100)
 
 
 if __name__ == "__main__":
