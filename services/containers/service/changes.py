@@ -1,13 +1,11 @@
 """New revisions of stacks: with other code, variables, limits or an older revision's, and what there were before."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import UUID
 
 from libs.common.auth import Principal
 from libs.common.etag import check_if_match
-from libs.common.operations import enqueue
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 from services.containers.domain.revisions import Cause, RevisionState, Source, SourceKind
 from services.containers.domain.stacks import Action, Limits, StackService, State, begin
@@ -19,14 +17,15 @@ from services.containers.schemas import StackRedeploy
 from services.containers.service.limits import limits_wanted
 from services.containers.service.planning import Blueprint, Planner
 from services.containers.service.records import (
-    RESOURCE,
     Addresses,
     NewStack,
     SaveZip,
     Teller,
     kind_of,
+    locked,
     new_archive_name,
     visible,
+    work_on,
 )
 from services.containers.service.reservations import Reservations
 from services.containers.service.sources import Sources
@@ -94,12 +93,12 @@ class Changes:
                 "source_digest": None if is_new else current.source_digest,
                 "archive": archive,
                 "copy_number": number if is_new else current.copy_number,
-                **_blueprint_fields(blueprint),
+                **blueprint.fields(),
             }
 
-        async def place(uow: UnitOfWork, locked: Stack) -> Sequence[StackService]:
-            await self._reservations.hold(uow, locked, blueprint.amounts)
-            return await self._reservations.ports(uow, locked, blueprint.services)
+        async def place(uow: UnitOfWork, changed: Stack) -> Sequence[StackService]:
+            await self._reservations.hold(uow, changed, blueprint.amounts)
+            return await self._reservations.ports(uow, changed, blueprint.services)
 
         return await self._record(principal, stack, Action.REDEPLOY, fields, place, if_match)
 
@@ -131,10 +130,10 @@ class Changes:
                 "own_compose": before.own_compose,
             }
 
-        async def place(uow: UnitOfWork, locked: Stack) -> Sequence[StackService]:
-            await self._reservations.hold(uow, locked, before.reserved)
+        async def place(uow: UnitOfWork, changed: Stack) -> Sequence[StackService]:
+            await self._reservations.hold(uow, changed, before.reserved)
             wanted = [StackService.from_json({**service, "host_port": None}) for service in before.services]
-            return await self._reservations.ports(uow, locked, wanted)
+            return await self._reservations.ports(uow, changed, wanted)
 
         return await self._record(principal, stack, Action.ROLLBACK, fields, place, if_match)
 
@@ -207,17 +206,14 @@ class Changes:
         if_match: str | None,
     ) -> NewStack:
         async with self._uow() as uow:
-            locked = await visible(uow, principal, stack.id, for_update=True)
-            check_if_match(if_match, locked.version)
-            before = State(locked.state)
-            during = begin(action, before)
-            if locked.revision != stack.revision:
+            changed, during = await locked(uow, principal, stack.id, action, if_match)
+            if changed.revision != stack.revision:
                 raise StackState("Another revision was deployed meanwhile; look at it, then try again")
-            services = await place(uow, locked)
-            locked.latest_revision += 1
-            number = locked.latest_revision
+            services = await place(uow, changed)
+            changed.latest_revision += 1
+            number = changed.latest_revision
             revision = StackRevision(
-                stack_id=locked.id,
+                stack_id=changed.id,
                 number=number,
                 state=RevisionState.PENDING.value,
                 services=[service.to_json() for service in services],
@@ -226,27 +222,6 @@ class Changes:
                 **fields(number),
             )
             await RevisionRepository(uow.session).add(revision)
-            self._teller.moved(uow, locked, during)
-            given: Mapping[str, Any] = {"revision": number, "before": before.value}
-            operation = await enqueue(
-                uow,
-                kind=kind_of(action),
-                resource_type=RESOURCE,
-                resource_id=str(locked.id),
-                owner_id=locked.owner_id,
-                input=given,
-            )
-            await uow.commit()
-        return NewStack(locked, operation)
-
-
-def _blueprint_fields(blueprint: Blueprint) -> Fields:
-    return {
-        "service_types": list(blueprint.service_types),
-        "primary_app_type": blueprint.primary,
-        "variables": blueprint.variables,
-        "limits": asdict(blueprint.limits),
-        "reserved": dict(blueprint.amounts),
-        "file_manager": blueprint.file_manager,
-        "own_compose": blueprint.own_compose,
-    }
+            given = {"revision": number, "before": changed.state}
+            self._teller.moved(uow, changed, during)
+            return await work_on(uow, changed, kind_of(action), given)

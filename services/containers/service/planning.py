@@ -1,7 +1,7 @@
 """From what somebody asks for to what a stack is made of: types, variables, limits, ports; nothing is made here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,18 @@ class Blueprint:
     own_compose: str | None = None
     mounts_code: bool = False
     """Whether a service of the own file mounts the stack's code."""
+
+    def fields(self) -> dict[str, Any]:
+        """What a revision's record keeps of it."""
+        return {
+            "service_types": list(self.service_types),
+            "primary_app_type": self.primary,
+            "variables": self.variables,
+            "limits": asdict(self.limits),
+            "reserved": dict(self.amounts),
+            "file_manager": self.file_manager,
+            "own_compose": self.own_compose,
+        }
 
 
 class Planner:

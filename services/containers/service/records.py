@@ -1,18 +1,19 @@
 """What a stack's record means to others: who sees it, where it is reached, and how events tell of it."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
 
 from libs.common.auth import Principal
+from libs.common.etag import check_if_match
 from libs.common.ids import uuid7
-from libs.common.operations import Operation
+from libs.common.operations import Operation, enqueue
 from libs.common.quotas import ResourceRef, Usage
 from libs.common.uow import UnitOfWork
 from services.containers.domain.routing import host_name
-from services.containers.domain.stacks import Action, StackService, State
+from services.containers.domain.stacks import Action, StackService, State, begin
 from services.containers.domain.templates import FILE_MANAGER
 from services.containers.errors import StackNotFound
 from services.containers.events import StackCreated, StackDeleted, StackFailed, StackStateChanged
@@ -47,6 +48,29 @@ async def visible(uow: UnitOfWork, principal: Principal, stack_id: UUID, *, for_
     if stack is None or not principal.may_see(stack.owner_id):
         raise StackNotFound
     return stack
+
+
+async def locked(
+    uow: UnitOfWork, principal: Principal, stack_id: UUID, action: Action, if_match: str | None
+) -> tuple[Stack, State]:
+    """The stack, locked, and the state in which the action goes on; raises StackState or PreconditionFailed."""
+    stack = await visible(uow, principal, stack_id, for_update=True)
+    check_if_match(if_match, stack.version)
+    return stack, begin(action, State(stack.state))
+
+
+async def work_on(uow: UnitOfWork, stack: Stack, kind: str, given: Mapping[str, Any]) -> NewStack:
+    """Enqueue an operation on the stack in its unit of work, and commit both."""
+    operation = await enqueue(
+        uow,
+        kind=kind,
+        resource_type=RESOURCE,
+        resource_id=str(stack.id),
+        owner_id=stack.owner_id,
+        input=given,
+    )
+    await uow.commit()
+    return NewStack(stack, operation)
 
 
 def services_of(stack: Stack) -> list[StackService]:

@@ -1,6 +1,7 @@
 """What people do with stacks: create, find, start, stop, restart, delete."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -8,14 +9,12 @@ import structlog
 
 from libs.common.auth import Principal
 from libs.common.errors import TelarError
-from libs.common.etag import check_if_match
 from libs.common.ids import uuid7
-from libs.common.operations import enqueue
 from libs.common.pagination import PageRequest
 from libs.common.quotas import Owners
 from libs.common.uow import UnitOfWorkFactory
 from services.containers.domain.revisions import Cause, RevisionState, Source, SourceKind
-from services.containers.domain.stacks import Action, State, begin, project_name
+from services.containers.domain.stacks import Action, State, project_name
 from services.containers.domain.templates import Template
 from services.containers.errors import ForeignUserid, InvalidStack, StackNotFound, UnknownUserid
 from services.containers.models import Stack, StackRevision
@@ -25,14 +24,15 @@ from services.containers.schemas import CheckedStack, StackCreate
 from services.containers.service.limits import limits_wanted
 from services.containers.service.planning import Blueprint, Planner
 from services.containers.service.records import (
-    RESOURCE,
     Addresses,
     NewStack,
     SaveZip,
     Teller,
     kind_of,
+    locked,
     new_archive_name,
     visible,
+    work_on,
 )
 from services.containers.service.reservations import Reservations
 from services.containers.service.sources import Sources
@@ -143,7 +143,7 @@ class Stacks:
                 service_types=list(blueprint.service_types),
                 primary_app_type=blueprint.primary or "",
                 variables=blueprint.variables,
-                limits=_as_json(blueprint),
+                limits=asdict(blueprint.limits),
                 services=[],
                 reserved={},
                 latest_revision=1,
@@ -200,21 +200,10 @@ class Stacks:
         await self.get(principal, stack_id)
         await self._engine.ping()
         async with self._uow() as uow:
-            stack = await visible(uow, principal, stack_id, for_update=True)
-            check_if_match(if_match, stack.version)
-            before = State(stack.state)
-            self._teller.moved(uow, stack, begin(action, before), reason=stack.reason)
-            given = {"before": before.value, "keep_volumes": keep_volumes}
-            operation = await enqueue(
-                uow,
-                kind=kind_of(action),
-                resource_type=RESOURCE,
-                resource_id=str(stack.id),
-                owner_id=stack.owner_id,
-                input=given,
-            )
-            await uow.commit()
-        return NewStack(stack, operation)
+            stack, during = await locked(uow, principal, stack_id, action, if_match)
+            given = {"before": stack.state, "keep_volumes": keep_volumes}
+            self._teller.moved(uow, stack, during, reason=stack.reason)
+            return await work_on(uow, stack, kind_of(action), given)
 
     async def _record(self, stack: Stack, blueprint: Blueprint, revision: StackRevision) -> NewStack:
         async with self._uow() as uow:
@@ -226,16 +215,7 @@ class Stacks:
             revision.services, revision.created_at = list(stack.services), stack.created_at
             await RevisionRepository(uow.session).add(revision)
             self._teller.created(uow, stack, usage)
-            operation = await enqueue(
-                uow,
-                kind=CREATE,
-                resource_type=RESOURCE,
-                resource_id=str(stack.id),
-                owner_id=stack.owner_id,
-                input={"revision": 1},
-            )
-            await uow.commit()
-        return NewStack(stack, operation)
+            return await work_on(uow, stack, CREATE, {"revision": 1})
 
     def _code_path(self, template: str) -> str | None:
         return next((one.code for one in self._planner.templates if one.name == template), None)
@@ -254,18 +234,12 @@ def revision_of(stack: Stack, blueprint: Blueprint, source: Source, archive: str
         number=1,
         state=RevisionState.PENDING.value,
         cause=Cause.CREATE.value,
-        service_types=list(blueprint.service_types),
-        primary_app_type=blueprint.primary,
-        variables=blueprint.variables,
-        limits=stack.limits,
         services=[],
-        reserved=dict(blueprint.amounts),
-        file_manager=blueprint.file_manager,
-        own_compose=blueprint.own_compose,
         source=source.to_json(),
         archive=archive,
         copy_number=1,
         images={},
+        **blueprint.fields(),
     )
 
 
@@ -275,8 +249,3 @@ def _variables(wanted: StackCreate) -> dict[str, Any]:
     if not wanted.file_manager:
         raise InvalidStack("/body/admin_pass", "There is no file manager to have this password")
     return {**wanted.variables, "admin_pass": wanted.admin_pass.get_secret_value()}
-
-
-def _as_json(blueprint: Blueprint) -> dict[str, Any]:
-    limits = blueprint.limits
-    return {"cpus": limits.cpus, "memory_mib": limits.memory_mib, "pids": limits.pids}

@@ -77,7 +77,7 @@ class World:
 
     def __init__(self, database_url: str, folder: Path) -> None:
         self.settings = settings(database_url, folder, port_range_first=FIRST, port_range_last=LAST)
-        self.database = Database(database_url, pool_size=20)
+        self.database = Database(database_url, pool_size=20, pool_wait_s=60)
         self.uow = UnitOfWorkFactory(self.database, source="/telar/containers")
         self.code = FolderCodeStore(self.settings.stacks_dir)
         engine, compose = IdleEngine(), ComposeCommand(self.settings.docker_host)
