@@ -5,8 +5,8 @@ VENV := .venv
 PYTHON_RUN := $(VENV)/bin/python
 TEST_ARGS ?=
 ROWS ?=
-# Files of tests that run at a time: as many as there are processors, but not more than four.
-WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+# Files of tests that run at a time: one more than there are processors, since they wait for things, but at most four.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 TEST_IMAGES := rabbitmq stacks telar
 
 .PHONY: help

@@ -8,7 +8,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """How a queue stands: messages that wait, processes that consume it, and messages in its dead letter queue."""
+    """How a queue stands: messages that wait, processes that consume it, and messages in its dead letter queue.
+
+    Of replicas that take turns at a queue RabbitMQ counts only the active one.
+    """
 
     messages: int = 0
     consumers: int = 0

@@ -1,5 +1,6 @@
 """A service run in this process for its contract tests: real database, real bus, tokens of a test issuer."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -32,10 +33,22 @@ class Served:
         return self.issuer.headers(user_id, **options)
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """What the service's database answers to a query, or nothing when it only changes rows."""
+        """What the service's database answers to a query that changes nothing."""
         with psycopg.connect(self.settings.database_url) as connection:
-            cursor = connection.execute(query.encode(), values)
-            return cursor.fetchall() if cursor.description is not None else []
+            connection.read_only = True
+            return connection.execute(query.encode(), values).fetchall()
+
+    async def change(self, query: str, *values: Any) -> int:
+        """Change rows behind the service's back; gives how many.
+
+        In a thread: the service may hold their locks, and lets go of them in this very event loop.
+        """
+
+        def run() -> int:
+            with psycopg.connect(self.settings.database_url) as connection:
+                return connection.execute(query.encode(), values).rowcount
+
+        return await asyncio.to_thread(run)
 
     def used(self, owner_id: str) -> dict[str, int]:
         """What an owner uses in the service, by resource, without what is zero."""

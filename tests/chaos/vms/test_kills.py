@@ -73,9 +73,9 @@ async def killed(given: dict[str, Any]) -> bool:
     return process.returncode == -signal.SIGKILL
 
 
-def free_leases(service: Service) -> None:
+async def free_leases(service: Service) -> None:
     """As if the dead process's leases had run out."""
-    service.rows("UPDATE operations SET lease_until = now() - interval '1 second' WHERE state = 'running'")
+    await service.change("UPDATE operations SET lease_until = now() - interval '1 second' WHERE state = 'running'")
 
 
 @pytest.mark.timeout(3600)
@@ -96,7 +96,7 @@ async def test_killed_at_every_step_all_end_within_a_minute_and_nothing_is_orpha
         else:
             died += await killed(given | {"wish": WISH})
         async with running(database_url, lab) as service:
-            free_leases(service)
+            await free_leases(service)
             began = time.monotonic()
             rows = service.rows("SELECT id, kind FROM operations WHERE owner_id = %s ORDER BY id", user)
             ended = [await service.ended(row[0], user, deadline_s=ENDED_WITHIN_S) for row in rows]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
 
 from libs.common.clock import SystemClock
 from libs.common.events import Event
@@ -88,11 +87,6 @@ class Service(Served):
         claims = self.issuer.claims(person.id, role=person.shown["role"], scopes=tuple(key["scopes"]))
         claims["sid"] = f"key:{key['id']}"
         return {"authorization": f"Bearer {self.issuer.sign(claims)}"}
-
-    def change(self, query: str, *values: Any) -> int:
-        """Change rows behind the service's back; gives how many."""
-        with psycopg.connect(self.settings.database_url) as connection:
-            return connection.execute(query, values).rowcount  # type: ignore[call-overload,no-any-return] # test's own
 
     def said(self, event_type: str, subject: str | None = None) -> list[Event]:
         return [one for one in self.heard if one.type == event_type and subject in (None, one.subject)]

@@ -95,7 +95,7 @@ async def test_a_key_with_any_character_changed_is_refused(service: Service) -> 
 async def test_all_the_ways_a_key_can_be_wrong_answer_alike(service: Service) -> None:
     person, disabled = await service.person(), await service.person()
     ended = await service.key(person.headers)
-    service.change("UPDATE api_keys SET expires_at = now() WHERE id = %s", ended["id"])
+    await service.change("UPDATE api_keys SET expires_at = now() WHERE id = %s", ended["id"])
     bound = await service.key(person.headers, cidrs=["10.0.0.0/8"])
     deleted = await service.key(person.headers)
     await service.http.delete(f"/api/v1/api-keys/{deleted['id']}", headers=person.headers)
@@ -134,7 +134,7 @@ async def test_a_key_ends_with_its_time(service: Service) -> None:
     granted = await service.exchange(key["key"])
     assert granted.status_code == 200
     assert granted.json()["expires_at"] is not None
-    service.change("UPDATE api_keys SET expires_at = now() WHERE id = %s", key["id"])
+    await service.change("UPDATE api_keys SET expires_at = now() WHERE id = %s", key["id"])
     assert (await service.exchange(key["key"])).status_code == 401
 
 
@@ -214,7 +214,7 @@ async def test_an_administrators_key_without_the_scope_does_not_administer(servi
 async def test_a_key_that_was_just_deleted_makes_no_other(service: Service) -> None:
     person = await service.person()
     parent = await service.key(person.headers, scopes=["account"], cidrs=["10.0.0.0/8"])
-    service.change("DELETE FROM api_keys WHERE id = %s", parent["id"])
+    await service.change("DELETE FROM api_keys WHERE id = %s", parent["id"])
     answer = await service.http.post("/api/v1/api-keys", json={"name": "k"}, headers=service.as_key(person, parent))
     assert (answer.status_code, answer.json()["type"]) == (401, "/problems/bad-api-key")
 

@@ -78,14 +78,15 @@ async def test_tampering_with_any_field_of_any_entry_is_found_by_its_number(
     at = {"first": 0, "middle": len(numbers) // 2, "last": -1}[which]
     number = numbers[at]
     [(row,)] = service.rows("SELECT to_jsonb(a) FROM audit_entries a WHERE number = %s", number)
-    assert service.change(f"UPDATE audit_entries SET {column} = {TAMPERING[column]} WHERE number = %s", number) == 1  # noqa: S608 - the table above
+    tampering = f"UPDATE audit_entries SET {column} = {TAMPERING[column]} WHERE number = %s"  # noqa: S608 - the table above
+    assert await service.change(tampering, number) == 1
     try:
         found = await _verified(service)
     finally:
         moved = number + 1_000_000 if column == "number" else number
         value = "(jsonb_populate_record(NULL::audit_entries, %s::jsonb))"
         query = f"UPDATE audit_entries SET {column} = {value}.{column} WHERE number = %s"  # noqa: S608 - the same
-        service.change(query, json.dumps(row), moved)
+        await service.change(query, json.dumps(row), moved)
     assert found["intact"] is False
     if column == "number":
         assert found["first_broken"] == (moved if which == "last" else numbers[numbers.index(number) + 1])
@@ -99,22 +100,22 @@ async def test_an_entry_that_was_cut_out_is_missed(service: Service, which: str)
     while len(numbers := [row[0] for row in service.rows("SELECT number FROM audit_entries ORDER BY number")]) < 3:
         await service.person()
     at = {"first": 0, "middle": len(numbers) // 2}[which]
-    service.change("CREATE TABLE kept AS SELECT * FROM audit_entries WHERE number = %s", numbers[at])
-    service.change("DELETE FROM audit_entries WHERE number = %s", numbers[at])
+    await service.change("CREATE TABLE kept AS SELECT * FROM audit_entries WHERE number = %s", numbers[at])
+    await service.change("DELETE FROM audit_entries WHERE number = %s", numbers[at])
     found = await _verified(service)
-    service.change("INSERT INTO audit_entries SELECT * FROM kept")
-    service.change("DROP TABLE kept")
+    await service.change("INSERT INTO audit_entries SELECT * FROM kept")
+    await service.change("DROP TABLE kept")
     assert (found["intact"], found["first_broken"]) == (False, numbers[at + 1])
 
 
 async def test_an_end_that_was_cut_off_shows_in_the_head(service: Service) -> None:
     await service.person()
     kept = await _verified(service)
-    service.change("CREATE TABLE kept AS SELECT * FROM audit_entries ORDER BY number DESC LIMIT 1")
-    service.change("DELETE FROM audit_entries WHERE number = (SELECT number FROM kept)")
+    await service.change("CREATE TABLE kept AS SELECT * FROM audit_entries ORDER BY number DESC LIMIT 1")
+    await service.change("DELETE FROM audit_entries WHERE number = (SELECT number FROM kept)")
     found = await _verified(service)
-    service.change("INSERT INTO audit_entries SELECT * FROM kept")
-    service.change("DROP TABLE kept")
+    await service.change("INSERT INTO audit_entries SELECT * FROM kept")
+    await service.change("DROP TABLE kept")
     assert found["head"] != kept["head"]
     assert found["entries"] == kept["entries"] - 1
 
@@ -125,9 +126,9 @@ async def test_two_entries_that_changed_places_are_found(service: Service) -> No
     [(last,)] = service.rows("SELECT max(number) FROM audit_entries")
     swap = "UPDATE audit_entries SET number = CASE number WHEN %s THEN %s ELSE number END"
     for old, new in ((last, -1), (last - 1, last), (-1, last - 1)):
-        service.change(swap, old, new)
+        await service.change(swap, old, new)
     found = await _verified(service)
     for old, new in ((last, -1), (last - 1, last), (-1, last - 1)):
-        service.change(swap, old, new)
+        await service.change(swap, old, new)
     assert (found["intact"], found["first_broken"]) == (False, last - 1)
     assert (await _verified(service))["intact"] is True

@@ -53,7 +53,7 @@ async def _use(service: Service) -> tuple[dict[str, str], list[str]]:
     person = await service.person(password=c["password"])
     imported = await service.person()
     digest = bcrypt.hashpw(c["password"].encode(), bcrypt.gensalt(4)).decode()
-    service.change("UPDATE users SET password_hash = %s WHERE id = %s", digest, imported.id)
+    await service.change("UPDATE users SET password_hash = %s WHERE id = %s", digest, imported.id)
     answers = [await service.login(one.username, c["password"]) for one in (person, imported)]
     first = answers[0].json()["refresh_token"]
     second = (await service.refresh(first)).json()["refresh_token"]

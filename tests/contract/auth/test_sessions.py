@@ -51,8 +51,8 @@ async def test_a_login_from_no_address_at_all_still_works(service: Service) -> N
 async def test_a_missing_name_and_a_wrong_password_cannot_be_told_apart(service: Service) -> None:
     person, imported = await service.person(), await service.person()
     digest = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
-    service.change("UPDATE users SET password_hash = %s WHERE id = %s", digest, imported.id)
-    service.change("UPDATE users SET password_hash = NULL WHERE id = %s", (await service.person()).id)
+    await service.change("UPDATE users SET password_hash = %s WHERE id = %s", digest, imported.id)
+    await service.change("UPDATE users SET password_hash = NULL WHERE id = %s", (await service.person()).id)
     answers = [
         await service.login(name, password)
         for name in (person.username, person.email, imported.username, "nobody-there", "user-3")
@@ -68,7 +68,7 @@ async def test_a_missing_name_and_a_wrong_password_cannot_be_told_apart(service:
 async def test_a_bcrypt_hash_made_elsewhere_works_and_becomes_argon2id(service: Service, prefix: bytes) -> None:
     person = await service.person()
     digest = bcrypt.hashpw(b"from the old installation", bcrypt.gensalt(4, prefix)).decode()
-    service.change("UPDATE users SET password_hash = %s WHERE id = %s", digest, person.id)
+    await service.change("UPDATE users SET password_hash = %s WHERE id = %s", digest, person.id)
     assert (await service.login(person.username, "from the old installatioN")).status_code == 401
     assert service.rows("SELECT password_hash FROM users WHERE id = %s", person.id) == [(digest,)]
     assert (await service.login(person.username, "from the old installation")).status_code == 200
@@ -80,14 +80,14 @@ async def test_a_bcrypt_hash_made_elsewhere_works_and_becomes_argon2id(service: 
 async def test_a_php_bcrypt_hash_works_too(service: Service) -> None:
     person = await service.person()
     digest = bcrypt.hashpw(b"from PHP", bcrypt.gensalt(4)).decode().replace("$2b$", "$2y$")
-    service.change("UPDATE users SET password_hash = %s WHERE id = %s", digest, person.id)
+    await service.change("UPDATE users SET password_hash = %s WHERE id = %s", digest, person.id)
     assert (await service.login(person.username, "from PHP")).status_code == 200
 
 
 async def test_what_bcrypt_would_cut_off_is_not_ignored(service: Service) -> None:
     person = await service.person()
     digest = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode()
-    service.change("UPDATE users SET password_hash = %s WHERE id = %s", digest, person.id)
+    await service.change("UPDATE users SET password_hash = %s WHERE id = %s", digest, person.id)
     assert (await service.login(person.username, "x" * 73)).status_code == 401
     assert (await service.login(person.username, "x" * 72 + "é")).status_code == 401
     assert (await service.login(person.username, "x" * 72)).status_code == 200
@@ -129,7 +129,7 @@ async def test_a_refresh_token_that_never_was_is_refused(service: Service, token
 
 async def test_an_old_session_cannot_be_refreshed(service: Service) -> None:
     grant = await service.session(await service.person())
-    service.change("UPDATE sessions SET expires_at = now() WHERE id = %s", grant["session_id"])
+    await service.change("UPDATE sessions SET expires_at = now() WHERE id = %s", grant["session_id"])
     assert (await service.refresh(grant["refresh_token"])).status_code == 401
 
 

@@ -201,7 +201,7 @@ async def test_the_circuit_opens_on_a_dead_service_and_closes_again(stack: Any, 
         await client.send(GET % b"x")
         return bool((await client.answer())[0] == 200)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not await recovered():
             pass
     assert stack.edge.upstream.breaker.state == "closed"

@@ -208,7 +208,7 @@ async def test_an_event_stream_is_not_buffered(stack: Any, dial: Any) -> None:
     status, fields = await client.head()
     assert (status, dict(fields)[b"transfer-encoding"]) == (200, b"chunked")
     go_on.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await client.reader.readexactly(14) == b"9\r\ndata: 1\n\n\r\n"
 
 

@@ -9,10 +9,10 @@ from tests.contract.images import importing
 from tests.contract.images.harness import Service
 
 
-def due(service: Service, *digests: str) -> None:
+async def due(service: Service, *digests: str) -> None:
     """Make these blobs the ones verified longest ago, in that order."""
     for number, digest in enumerate(digests):
-        service.rows("UPDATE blobs SET verified_at = '2020-01-01'::date + %s WHERE sha256 = %s", number, digest)
+        await service.change("UPDATE blobs SET verified_at = '2020-01-01'::date + %s WHERE sha256 = %s", number, digest)
 
 
 def file_of(service: Service, digest: str) -> Path:

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
 
 async def image_in(service: Service, owner: str, status: str) -> dict[str, Any]:
     image = await service.image(owner, visibility="public")
-    service.rows("UPDATE images SET status = %s WHERE id = %s", status, image["id"])
+    await service.change("UPDATE images SET status = %s WHERE id = %s", status, image["id"])
     return image
 
 

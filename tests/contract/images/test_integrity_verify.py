@@ -53,7 +53,7 @@ async def test_the_check_of_a_rotten_file_fails_with_what_is_wrong_and_of_a_mend
 async def test_an_image_without_a_file_has_nothing_to_check(service: Service) -> None:
     owner = await service.new_user()
     image = await service.image(owner)
-    service.rows("UPDATE images SET status = 'uploading', sha256 = NULL WHERE id = %s", image["id"])
+    await service.change("UPDATE images SET status = 'uploading', sha256 = NULL WHERE id = %s", image["id"])
     answer = await service.http.post(f"/api/v1/images/{image['id']}/verify", headers=service.as_user(owner))
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/image-state")
     assert "still arriving" in answer.json()["detail"]

@@ -25,7 +25,7 @@ async def derive(service: Service, owner: str, source_id: str, name: str, visibi
     content = disks.qcow2(virtual_size=len(name) << 20)
     image = await service.image(owner, content, name=name, visibility=visibility)
     document = '{"kind": "conversion", "source_sha256": "' + "ab" * 32 + '", "qemu_img": "8.2", "arguments": ["-O"]}'
-    service.rows(
+    await service.change(
         "UPDATE images SET derived_from = %s, provenance = provenance || %s::jsonb WHERE id = %s",
         *(source_id, document, image["id"]),
     )
@@ -59,7 +59,7 @@ async def test_a_reader_learns_all_but_who_uploaded_it_and_from_where(service: S
     owner, reader = await service.new_user(), await service.new_user()
     image = await service.image(owner, visibility="public")
     document = '{"kind": "import", "url": "https://example.org/a", "final_url": "https://cdn.example/a", "etag": "x"}'
-    service.rows("UPDATE images SET provenance = provenance || %s::jsonb WHERE id = %s", document, image["id"])
+    await service.change("UPDATE images SET provenance = provenance || %s::jsonb WHERE id = %s", document, image["id"])
     seen_by_owner = await provenance(service, owner, image["id"])
     assert seen_by_owner["source"]["url"] == "https://example.org/a"
     assert seen_by_owner["source"]["uploader_id"] == owner
@@ -108,7 +108,7 @@ async def test_a_derived_image_names_its_source_while_the_caller_may_see_it(serv
 async def test_an_image_of_the_first_version_has_a_provenance_too(service: Service) -> None:
     owner = await service.new_user()
     image = await service.image(owner)
-    service.rows("UPDATE images SET provenance = '{}' WHERE id = %s", image["id"])
+    await service.change("UPDATE images SET provenance = '{}' WHERE id = %s", image["id"])
     told = await provenance(service, owner, image["id"])
     assert (told["source"]["kind"], told["inspection"], told["inspected_at"]) == ("multipart", None, None)
 
@@ -116,7 +116,9 @@ async def test_an_image_of_the_first_version_has_a_provenance_too(service: Servi
 async def test_an_image_whose_file_has_not_come_yet_has_no_digests(service: Service) -> None:
     owner = await service.new_user()
     image = await service.image(owner)
-    service.rows("UPDATE images SET status = 'uploading', sha256 = NULL, sha512 = NULL WHERE id = %s", image["id"])
+    await service.change(
+        "UPDATE images SET status = 'uploading', sha256 = NULL, sha512 = NULL WHERE id = %s", image["id"]
+    )
     told = await provenance(service, owner, image["id"])
     assert (told["digests"]["sha256"], told["blob"]) == (None, None)
 

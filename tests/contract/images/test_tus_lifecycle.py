@@ -234,7 +234,7 @@ async def test_a_refusal_is_forgotten_after_some_days_unless_it_is_protected(
         await eventually(lambda each=each: tus.is_now(each, "rejected"))
     protect = {"protected": True}
     await impatient.http.patch(kept.replace("/uploads/", "/images/"), headers=tus.headers, json=protect)
-    impatient.rows("UPDATE images SET updated_at = updated_at - interval '25 hours'")
+    await impatient.change("UPDATE images SET updated_at = updated_at - interval '25 hours'")
     await eventually(lambda: told_of(impatient, path) == ["created", "rejected", "deleted"])
     assert (await tus.head(path)).status_code == 404
     assert await tus.is_now(kept, "rejected")

@@ -170,7 +170,7 @@ async def test_what_ended_long_ago_is_forgotten_and_what_is_in_use_is_not(servic
     for name, verb in ((gone, "deleted"), (fresh, "deleted"), (alive, "created")):
         await service.bus.publish(told("vm", verb=verb, name=name, image_id=image_id))
     long_ago = "UPDATE image_uses SET told_at = now() - interval '31 days' WHERE resource_id IN (%s, %s)"
-    service.rows(long_ago, gone, alive)
+    await service.change(long_ago, gone, alive)
     database = Database(service.settings.database_url, pool_size=1)
     await Uses(UnitOfWorkFactory(database, source="/telar/images")).sweep()
     await database.close()

@@ -194,7 +194,7 @@ async def test_a_ticket_is_good_for_half_a_minute(service: Service, base: str, o
         "SELECT extract(epoch FROM expires_at - now()) FROM console_tickets WHERE digest = %s", digest
     )
     assert 25 < left <= 30
-    service.rows("UPDATE console_tickets SET expires_at = now() - interval '1 ms' WHERE digest = %s", digest)
+    await service.change("UPDATE console_tickets SET expires_at = now() - interval '1 ms' WHERE digest = %s", digest)
     assert "console-ticket-refused" in await refused(base + drawn["url"])
 
 
@@ -234,7 +234,7 @@ async def test_deleting_a_machine_or_giving_it_away_closes_its_consoles_at_once(
     user, other = await service.new_user(), await service.new_user()
     vm = await service.vm(user, name="passed-on")
     async with viewing(service, base, user, vm) as viewer:
-        service.rows("UPDATE vms SET owner_id = %s WHERE id = %s", other, vm["id"])
+        await service.change("UPDATE vms SET owner_id = %s WHERE id = %s", other, vm["id"])
         assert await closed(viewer.socket) == (1008, "the machine is another's")
     async with viewing(service, base, other, vm) as viewer:
         await service.call("DELETE", f"/api/v1/vms/{vm['id']}", other)
@@ -259,7 +259,7 @@ async def test_a_machine_that_moved_is_found_and_a_stranger_under_its_vmid_is_ne
     service: Service, base: str, owner: str
 ) -> None:
     vm = await service.vm(owner, name="wandering")
-    service.rows("UPDATE vms SET node = 'sv5' WHERE id = %s AND node <> 'sv5'", vm["id"])
+    await service.change("UPDATE vms SET node = 'sv5' WHERE id = %s AND node <> 'sv5'", vm["id"])
     async with viewing(service, base, owner, vm) as viewer:
         assert viewer.name == "QEMU (wandering)"
     service.machine(vm).config["description"] = "somebody else's"

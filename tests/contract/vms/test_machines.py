@@ -189,7 +189,7 @@ async def test_another_machine_under_the_same_vmid_is_neither_touched_nor_shown(
     shown = await service.shown(vm["id"], user)
     assert (shown["state"], shown["live"], shown["pending"]) == ("running", None, [])
     await eventually(lambda: machine.guest_up is not None and machine.guest_up <= service.lab.lab.clock.now())
-    service.rows("UPDATE vms SET addresses = '[]', addresses_at = NULL WHERE id = %s", vm["id"])
+    await service.change("UPDATE vms SET addresses = '[]', addresses_at = NULL WHERE id = %s", vm["id"])
     asked = "SELECT addresses FROM vms WHERE addresses_at IS NOT NULL AND id = %s"
     await eventually(lambda: bool(service.rows(asked, vm["id"])))
     assert service.rows(asked, vm["id"]) == [([],)]

@@ -44,7 +44,7 @@ async def test_a_machine_that_was_suspended_by_others_is_noticed(service: Servic
     user = await service.new_user()
     vm = await service.vm(user)
     await act(service, user, vm, "suspend")
-    service.rows("UPDATE vms SET state = 'stopped' WHERE id = %s", vm["id"])
+    await service.change("UPDATE vms SET state = 'stopped' WHERE id = %s", vm["id"])
 
     async def noticed() -> bool:
         return bool((await service.shown(vm["id"], user))["state"] == "suspended")

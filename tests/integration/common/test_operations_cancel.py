@@ -198,7 +198,7 @@ async def test_an_operation_that_is_being_undone_cannot_be_cancelled(lab: Lab, e
 
     operation_id = await lab.enqueue("undoing")
     runner = await lab.runner(Saga("undoing", [Step("a", fail, undo)], cancellable=True))
-    await asyncio.wait_for(undoing.wait(), 5)
+    await asyncio.wait_for(undoing.wait(), 20)
     with pytest.raises(OperationNotCancellable, match="being undone already"):
         await runner.operations.cancel(operation_id)
     go.set()

@@ -146,13 +146,13 @@ async def test_a_runner_that_lost_its_lease_stops_and_writes_nothing_more(lab: L
 
     operation_id = await lab.enqueue("fenced")
     await lab.runner(Saga("fenced", [Step("long", long)]), lease_s=0.6)
-    await asyncio.wait_for(entered.wait(), 5)
+    await asyncio.wait_for(entered.wait(), 20)
     await lab.sql(
         "UPDATE operations SET lease_holder = 'another', lease_until = now() + interval '1 hour' WHERE id = :id",
         id=operation_id,
     )
     before = await lab.get(operation_id)
-    await asyncio.wait_for(broken_off.wait(), 5)
+    await asyncio.wait_for(broken_off.wait(), 20)
     await eventually(lambda: not lab.runners[0]._held)
     assert wrote == ["LeaseLost"]
     assert await lab.get(operation_id) == before
@@ -179,7 +179,7 @@ async def test_a_step_is_broken_off_when_the_lease_cannot_be_renewed_in_time(
     monkeypatch.setattr(runner._store, "renew", away)
     await lab.enqueue("cut")
     started = now_s()
-    await asyncio.wait_for(entered.wait(), 5)
+    await asyncio.wait_for(entered.wait(), 20)
     await eventually(lambda: ended_at)
     assert ended_at[0] - started < 1.5
 

@@ -53,8 +53,8 @@ async def owner(service: Service) -> AsyncIterator[str]:
     owner = await service.new_user()
     await service.image(owner, disks.qcow2(virtual_size=999 * MIB), name="bystander")
     yield owner
-    service.rows("DELETE FROM images")
-    service.rows("DELETE FROM blobs")
+    await service.change("DELETE FROM images")
+    await service.change("DELETE FROM blobs")
     for path in service.files():
         path.unlink()
 
@@ -89,7 +89,7 @@ async def test_a_rotten_file_takes_its_active_images_out_of_service_and_says_so(
     await service.http.post(f"{url}/deactivate", headers=service.as_user(owner))
     digest = hashlib.sha256(content).hexdigest()
     harm(file_of(service, digest))
-    due(service, digest)
+    await due(service, digest)
     await integrity.check_due()
     ((rotten,),) = service.rows("SELECT rotten_at IS NOT NULL FROM blobs WHERE sha256 = %s", digest)
     assert rotten
@@ -125,7 +125,7 @@ async def test_an_image_of_a_rotten_file_is_activated_only_after_the_file_was_up
     digest = hashlib.sha256(content).hexdigest()
     old_path = file_of(service, digest)
     flip(old_path)
-    due(service, digest)
+    await due(service, digest)
     await integrity.check_due()
     url, headers = f"/api/v1/images/{image['id']}", service.as_user(owner)
     refused = await service.http.post(f"{url}/activate", headers=headers)
@@ -151,7 +151,7 @@ async def test_the_rotten_file_is_swept_away_once_a_sound_one_has_taken_its_plac
     await service.image(owner, content, filename="a.img")
     rotten = file_of(service, digest)
     flip(rotten)
-    due(service, digest)
+    await due(service, digest)
     await integrity.check_due()
     sweeper = Sweeper(uow, FolderBlobStore(service.settings.blob_folder), rejected_days=1)
     await sweeper.sweep()
@@ -168,7 +168,7 @@ async def test_a_sound_file_is_noted_as_verified_and_not_read_again(
     content = disks.raw_disk(3 * MIB)
     image = await service.image(owner, content, filename="a.img")
     digest = hashlib.sha256(content).hexdigest()
-    due(service, digest)
+    await due(service, digest)
     await integrity.check_due()
     ((is_fresh,),) = service.rows(
         "SELECT verified_at > now() - interval '1 minute' FROM blobs WHERE sha256 = %s", digest
@@ -188,7 +188,7 @@ async def test_a_check_that_was_broken_off_goes_on_with_the_next_file(
         content = disks.raw_disk(MIB) + bytes([number]) * 512
         await service.image(owner, content, filename="a.img")
         digests.append(hashlib.sha256(content).hexdigest())
-    due(service, *digests)
+    await due(service, *digests)
     opened: list[str] = []
     held = asyncio.Event()
     open_blob = FolderBlobStore.open
@@ -218,7 +218,7 @@ async def test_a_store_that_fails_for_a_moment_is_no_rot_and_keeps_no_other_file
         content = disks.raw_disk(MIB) + bytes([number]) * 512
         images.append(await service.image(owner, content, filename="a.img"))
         digests.append(hashlib.sha256(content).hexdigest())
-    due(service, *digests)
+    await due(service, *digests)
     first = file_of(service, digests[0]).name
     open_blob = FolderBlobStore.open
 
@@ -242,7 +242,7 @@ async def test_a_store_that_is_not_mounted_condemns_nothing(
 ) -> None:
     content = disks.raw_disk(MIB)
     image = await service.image(owner, content, filename="a.img")
-    due(service, hashlib.sha256(content).hexdigest())
+    await due(service, hashlib.sha256(content).hexdigest())
     other = FolderBlobStore(tmp_path / "elsewhere")
     if is_mounted:
         await other.prepare()
@@ -256,7 +256,7 @@ async def test_files_are_read_no_faster_than_allowed(
 ) -> None:
     content = disks.raw_disk(4 * MIB)
     await service.image(owner, content, filename="a.img")
-    due(service, hashlib.sha256(content).hexdigest())
+    await due(service, hashlib.sha256(content).hexdigest())
     slow = service.settings.model_copy(update={"rehash_bytes_per_s": 8 * MIB})
     started = time.monotonic()
     await Integrity(uow, FolderBlobStore(service.settings.blob_folder), metrics, slow).check_due()
@@ -271,7 +271,7 @@ async def test_an_image_that_comes_to_share_the_file_meanwhile_is_deactivated_to
     first = await service.image(owner, content, filename="a.img")
     digest = hashlib.sha256(content).hexdigest()
     flip(file_of(service, digest))
-    due(service, digest)
+    await due(service, digest)
     late: list[dict[str, Any]] = []
     lock_sharing = ImageRepository.lock_sharing
 

@@ -225,7 +225,7 @@ async def test_a_refused_length_is_answered_while_the_client_still_sends(databas
         head += "".join(f"{name}: {value}\r\n" for name, value in service.headers.items())
         writer.write(head.encode() + b"\r\n" + opening())
         await writer.drain()
-        line = await asyncio.wait_for(reader.readline(), 5)
+        line = await asyncio.wait_for(reader.readline(), 20)
         assert b" 413 " in line
         writer.close()
 

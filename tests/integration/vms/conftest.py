@@ -16,5 +16,5 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running
 async def service(database_url: str, lab: RunningLab) -> AsyncIterator[Service]:
     async with running(database_url, lab) as service:
         yield service
-        service.rows("DELETE FROM vms")
-        service.rows("DELETE FROM vmid_leases")
+        await service.change("DELETE FROM vms")
+        await service.change("DELETE FROM vmid_leases")

@@ -41,9 +41,9 @@ async def killed_at(given: dict[str, Any]) -> None:
     assert process.returncode == -signal.SIGKILL, told.decode()[-2000:]
 
 
-def free_leases(service: Service) -> None:
+async def free_leases(service: Service) -> None:
     """As if the dead process's leases had run out."""
-    service.rows("UPDATE operations SET lease_until = now() - interval '1 second' WHERE state = 'running'")
+    await service.change("UPDATE operations SET lease_until = now() - interval '1 second' WHERE state = 'running'")
 
 
 @pytest.mark.parametrize(("write", "step", "moment"), CREATE)
@@ -65,7 +65,7 @@ async def test_a_creation_that_is_killed_goes_on_without_an_orphan(
     async with running(database_url, lab) as service:
         rows = service.rows("SELECT id, step FROM operations WHERE owner_id = %s", user)
         assert rows[0][1] == step
-        free_leases(service)
+        await free_leases(service)
         assert (await service.ended(rows[0][0], user))["state"] == "succeeded"
         vm = (await service.call("GET", "/api/v1/vms", user)).json()["items"][0]
         machine = service.machine(vm)
@@ -102,7 +102,7 @@ async def test_a_removal_that_is_killed_goes_on_and_leaves_nothing(
         }
     )
     async with running(database_url, lab) as service:
-        free_leases(service)
+        await free_leases(service)
         operation = service.rows("SELECT id FROM operations WHERE kind = 'vm.delete' AND owner_id = %s", user)[0][0]
         assert (await service.ended(operation, user))["state"] == "succeeded"
         assert service.machines() == {}
@@ -133,12 +133,12 @@ async def test_a_template_whose_making_is_killed_goes_on_without_an_orphan(
         await killed_at(given | {"moment": moment, "image": told, "images_url": images.url})
         async with running(database_url, lab) as service:
             service.images.known, service.images.files = images.known, images.files
-            free_leases(service)
+            await free_leases(service)
             [(operation,)] = service.rows("SELECT id FROM operations WHERE owner_id = %s", user)
             assert (await service.ended(operation, user))["state"] == "succeeded"
             [(copies,)] = service.rows("SELECT copies FROM templates WHERE owner_id = %s", user)
             assert [copy["vmid"] for copy in copies] == sorted(service.machines())
             assert all(machine.config["template"] == 1 for machine in service.machines().values())
             assert not [volume for volume in service.lab.lab.storages if volume.content == "import"]
-            service.rows("DELETE FROM templates")
-            service.rows("DELETE FROM vmid_leases")
+            await service.change("DELETE FROM templates")
+            await service.change("DELETE FROM vmid_leases")

@@ -37,7 +37,7 @@ async def test_snapshot_work_that_is_killed_goes_on_with_the_task_it_began(
     begun: list[str] = []
     lab.lab.tasks.on_start.append(lambda task: begun.append(task.upid))
     async with running(database_url, lab) as service:
-        free_leases(service)
+        await free_leases(service)
         operation = service.rows("SELECT id FROM operations WHERE owner_id = %s ORDER BY created_at DESC", user)[0][0]
         assert (await service.ended(operation, user))["state"] == "succeeded"
         shown = (await service.call("GET", f"{base}/snapshots", user)).json()

@@ -94,7 +94,7 @@ async def test_an_idle_connection_is_closed_before_the_service_would_do_so(ports
     connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     upstream.finish(exchange)
     assert list(upstream.replicas.endpoints[0].idle) == [connection]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while upstream.replicas.endpoints[0].idle:  # noqa: ASYNC110  # the pool tells nobody
             await asyncio.sleep(0.01)
     assert connection.closed
@@ -106,7 +106,7 @@ async def test_what_is_admitted_is_counted_a_moment_later() -> None:
     upstream = Upstream("vms", ["http://vms"], requests=counter)
     for _ in range(3):
         upstream.admit()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while counter.collect()[0].samples[0].value != 3:  # noqa: ASYNC110 - a counter has no event to wait for
             await asyncio.sleep(0.01)
     upstream.close()

@@ -84,7 +84,7 @@ async def test_while_names_cannot_be_asked_for_everything_stays_as_it_was() -> N
 async def test_urls_of_addresses_are_not_asked_for() -> None:
     replicas = Replicas(["http://127.0.0.1:1", "http://[::1]:2"])
     assert not replicas.are_named
-    await asyncio.wait_for(Upstream("vms", ["http://127.0.0.1:1"]).follow_replicas(Names()), 5)
+    await asyncio.wait_for(Upstream("vms", ["http://127.0.0.1:1"]).follow_replicas(Names()), 20)
     assert await addresses_of("127.0.0.1", 80) == ["127.0.0.1"]
 
 
