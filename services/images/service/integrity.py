@@ -144,16 +144,12 @@ class Integrity:
 
     @contextlib.asynccontextmanager
     async def _opened(self, key: str) -> AsyncIterator[BlobReader]:
-        """Open a file and close it again, even if the check is broken off while a thread opens it."""
+        """Open a file and close it again, even if the check is broken off, once or twice, while a thread opens it."""
         opening = asyncio.ensure_future(self._blobs.open(key))
         try:
             yield await asyncio.shield(opening)
         finally:
-            await asyncio.wait({opening}, timeout=_OPENING_S)
-            if not opening.done():
-                opening.cancel()
-            elif opening.exception() is None:
-                await opening.result().close()
+            await asyncio.shield(asyncio.ensure_future(_closed(opening)))
 
     async def _require_files(self) -> None:
         """Raise BlobStoreUnavailable for a store that is away or empty, as one is that is not mounted."""
@@ -192,6 +188,14 @@ class Integrity:
                 await uow.commit()
             _tell_operators(blob, damage, active)
             return
+
+
+async def _closed(opening: asyncio.Future[BlobReader]) -> None:
+    await asyncio.wait({opening}, timeout=_OPENING_S)
+    if not opening.done():
+        opening.cancel()
+    elif opening.exception() is None:
+        await opening.result().close()
 
 
 class _Pace:
