@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import MutableMapping
 from http import HTTPStatus
 from typing import Any
@@ -74,11 +75,12 @@ async def _no_body() -> MutableMapping[str, Any]:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-class Takeover(Response):
+class Takeover(Response, ABC):
     """The answer of a handler that speaks a protocol of its own on the request's connection."""
 
+    @abstractmethod
     async def speak(self, tunnel: Tunnel) -> None:
-        raise NotImplementedError
+        """Talk until the protocol ends."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (the ASGI form)
         await self.speak(scope["extensions"][TUNNEL])

@@ -171,13 +171,16 @@ async def test_a_service_without_processes_is_told_of(
                 return False
             return [found["metric"]["queue"] for found in answer.json()["data"]["result"]] == ["containers"]
 
-        for member in cluster.of("containers"):
-            await asyncio.to_thread(member.stop)
-        began = time.monotonic()
-        await eventually(unconsumed, 60)
-        figures.note("consumers = 0", "both processes of containers stopped", seen_after_s=time.monotonic() - began)
-        for member in cluster.of("containers"):
-            member.start()
+        try:
+            for member in cluster.of("containers"):
+                await asyncio.to_thread(member.stop)
+            began = time.monotonic()
+            await eventually(unconsumed, 60)
+            figures.note("consumers = 0", "both processes of containers stopped", seen_after_s=time.monotonic() - began)
+        finally:
+            for member in cluster.of("containers"):
+                if member.has_ended():
+                    member.start()
 
 
 def _without_threshold(expression: str) -> str:
