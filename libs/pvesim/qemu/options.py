@@ -52,72 +52,87 @@ class Option:
     cloudinit: bool = False
 
 
-def _options() -> dict[str, Option]:
-    table: dict[str, Option] = {}
+def _set(privilege: str, *, live: bool = False, cloudinit: bool = False, **params: Param) -> dict[str, Option]:
+    return {name.replace("__", "-"): Option(param, privilege, live, cloudinit) for name, param in params.items()}
 
-    def add(privilege: str, live: bool = False, cloudinit: bool = False, **params: Param) -> None:
-        for name, param in params.items():
-            table[name.replace("__", "-")] = Option(param, privilege, live, cloudinit)
 
-    def add_each(prefix: str, count: int, param: Param, privilege: str, *, cloudinit: bool = False) -> None:
-        for i in range(count):
-            table[f"{prefix}{i}"] = Option(param, privilege, live=cloudinit, cloudinit=cloudinit)
+def _each(prefix: str, count: int, param: Param, privilege: str, *, cloudinit: bool = False) -> dict[str, Option]:
+    return {f"{prefix}{i}": Option(param, privilege, live=cloudinit, cloudinit=cloudinit) for i in range(count)}
 
-    add("VM.Config.Options", live=True, name=_NAME, description=text(8192), onboot=boolean(), tags=TAGS)
-    add(
+
+OPTIONS: dict[str, Option] = {
+    **_set(
         "VM.Config.Options",
         live=True,
+        name=_NAME,
+        description=text(8192),
+        onboot=boolean(),
+        tags=TAGS,
         protection=boolean(),
         startup=Param(check=check_startup),
         migrate_speed=integer(0),
-    )
-    add("VM.Config.Options", live=True, migrate_downtime=number(0), vmstatestorage=STORAGE)
-    add(
+        migrate_downtime=number(0),
+        vmstatestorage=STORAGE,
+    ),
+    **_set(
         "VM.Config.Options",
         acpi=boolean(),
         agent=Param(check=check_agent),
         autostart=boolean(),
         boot=text(),
         bootdisk=text(),
-    )
-    add(
-        "VM.Config.Options",
         freeze=boolean(),
         hotplug=text(),
         kvm=boolean(),
         localtime=boolean(),
         ostype=one_of(*_OS_TYPES),
-    )
-    add("VM.Config.Options", reboot=boolean(), startdate=text(), tablet=boolean(), tdf=boolean(), template=boolean())
-    add("VM.Config.Options", watchdog=text(), vmgenid=text(), spice_enhancements=text(), keyboard=one_of(*KEYBOARDS))
-    add(
+        reboot=boolean(),
+        startdate=text(),
+        tablet=boolean(),
+        tdf=boolean(),
+        template=boolean(),
+        watchdog=text(),
+        vmgenid=text(),
+        spice_enhancements=text(),
+        keyboard=one_of(*KEYBOARDS),
+    ),
+    **_set(
         "VM.Config.Memory",
         balloon=integer(0),
         memory=text(pattern=r"(current=)?\d+"),
         hugepages=one_of("any", "2", "1024"),
-    )
-    add("VM.Config.Memory", keephugepages=boolean(), allow__ksm=boolean(since=(9,)))
-    add("VM.Config.Memory", live=True, shares=integer(0, 50000))
-    add(
+        keephugepages=boolean(),
+        allow__ksm=boolean(since=(9,)),
+    ),
+    **_set("VM.Config.Memory", live=True, shares=integer(0, 50000)),
+    **_set(
         "VM.Config.CPU",
         affinity=text(),
         cores=integer(1),
         cpu=text(),
         cpulimit=number(0, 128),
         cpuunits=integer(1, 262144),
-    )
-    add("VM.Config.CPU", numa=boolean(), smp=integer(1), sockets=integer(1), vcpus=integer(1))
-    add(
+        numa=boolean(),
+        smp=integer(1),
+        sockets=integer(1),
+        vcpus=integer(1),
+    ),
+    **_set(
         "VM.Config.HWType",
         arch=one_of("x86_64", "aarch64"),
         audio0=text(),
         bios=one_of("seabios", "ovmf"),
         ivshmem=text(),
-    )
-    add("VM.Config.HWType", machine=text(), rng0=text(), scsihw=one_of(*_SCSI), smbios1=text(512), vga=text())
-    add("VM.Config.HWType", amd__sev=text(), intel__tdx=text(since=(9,)))
-    add("VM.Config.CDROM", cdrom=Param(check=check_drive))
-    add(
+        machine=text(),
+        rng0=text(),
+        scsihw=one_of(*_SCSI),
+        smbios1=text(512),
+        vga=text(),
+        amd__sev=text(),
+        intel__tdx=text(since=(9,)),
+    ),
+    **_set("VM.Config.CDROM", cdrom=Param(check=check_drive)),
+    **_set(
         "VM.Config.Cloudinit",
         live=True,
         cloudinit=True,
@@ -125,33 +140,24 @@ def _options() -> dict[str, Option]:
         cipassword=text(),
         ciuser=text(),
         ciupgrade=boolean(since=(8,)),
-    )
-    add(
-        "VM.Config.Cloudinit",
-        live=True,
-        cloudinit=True,
         citype=one_of("configdrive2", "nocloud", "opennebula"),
         nameserver=text(),
-    )
-    add("VM.Config.Cloudinit", live=True, cloudinit=True, searchdomain=text(), sshkeys=Param(check=check_urlencoded))
-    add(ROOT_PRIVILEGE, args=text())
-    add(ROOT_PRIVILEGE, live=True, hookscript=text(), lock=one_of(*_LOCKS))
-    add_each("ipconfig", 32, Param(check=check_ipconfig), "VM.Config.Cloudinit", cloudinit=True)
-    add_each("net", 32, Param(check=check_net), "VM.Config.Network")
-    for bus, count in SLOTS.items():
-        add_each(bus, count, Param(check=check_drive), "VM.Config.Disk")
-    add("VM.Config.Disk", efidisk0=Param(check=check_drive), tpmstate0=Param(check=check_drive))
-    add_each("unused", UNUSED_COUNT, text(), "VM.Config.Disk")
-    add_each("serial", 4, text(pattern="(/dev/.+|socket)"), "VM.Config.HWType")
-    add_each("numa", 8, text(), "VM.Config.CPU")
-    add_each("usb", 14, text(), "VM.Config.HWType")
-    add_each("hostpci", 16, text(), "VM.Config.HWType")
-    add_each("virtiofs", 10, text(), "VM.Config.Options")
-    add_each("parallel", 3, text(pattern=r"/dev/parport\d+|/dev/usb/lp\d+"), ROOT_PRIVILEGE)
-    return table
-
-
-OPTIONS: dict[str, Option] = _options()
+        searchdomain=text(),
+        sshkeys=Param(check=check_urlencoded),
+    ),
+    **_set(ROOT_PRIVILEGE, args=text()),
+    **_set(ROOT_PRIVILEGE, live=True, hookscript=text(), lock=one_of(*_LOCKS)),
+    **_each("ipconfig", 32, Param(check=check_ipconfig), "VM.Config.Cloudinit", cloudinit=True),
+    **_each("net", 32, Param(check=check_net), "VM.Config.Network"),
+    **{name: Option(Param(check=check_drive), "VM.Config.Disk") for name in sorted(DRIVES)},
+    **_each("unused", UNUSED_COUNT, text(), "VM.Config.Disk"),
+    **_each("serial", 4, text(pattern="(/dev/.+|socket)"), "VM.Config.HWType"),
+    **_each("numa", 8, text(), "VM.Config.CPU"),
+    **_each("usb", 14, text(), "VM.Config.HWType"),
+    **_each("hostpci", 16, text(), "VM.Config.HWType"),
+    **_each("virtiofs", 10, text(), "VM.Config.Options"),
+    **_each("parallel", 3, text(pattern=r"/dev/parport\d+|/dev/usb/lp\d+"), ROOT_PRIVILEGE),
+}
 _PARAMS = {name: option.param for name, option in OPTIONS.items()}
 CREATE_PARAMS: dict[str, Param] = _PARAMS | {
     "archive": text(255),
