@@ -1,6 +1,7 @@
 """Traces (OpenTelemetry) and metrics (Prometheus): one trace from the HTTP edge through the outbox to the consumer."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -53,72 +54,40 @@ class Metrics:
     """One service's registry with the series that every service has: requests by route, outbox, operations, pool."""
 
     def __init__(self, service: str) -> None:
+        self.service = service
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "telar_http_requests", "Requests answered", ("service", "method", "route", "status"), registry=self.registry
-        )
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        one, route, folder = ("service",), ("service", "method", "route"), ("service", "folder")
+        self.requests = counter("telar_http_requests", "Requests answered", (*route, "status"))
         self.request_seconds = Histogram(
             "telar_http_request_seconds",
             "Time to the last byte of the answer",
-            ("service", "method", "route"),
+            route,
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
         )
-        self.problems = Counter(
-            "telar_problems", "Expected failures answered", ("service", "slug"), registry=self.registry
+        self.problems = counter("telar_problems", "Expected failures answered", ("service", "slug"))
+        self.outbox_waiting = gauge("telar_outbox_waiting", "Events not yet published", one)
+        self.outbox_lag_seconds = gauge("telar_outbox_lag_seconds", "Age of the oldest unpublished event", one)
+        self.dead_letters_kept = gauge(
+            "telar_dead_letters_kept", "Messages that could not be handled and wait for an administrator", one
         )
-        self.outbox_waiting = Gauge(
-            "telar_outbox_waiting", "Events not yet published", ("service",), registry=self.registry
+        self.operations = counter("telar_operations", "Operations ended", ("service", "kind", "state"))
+        self.operations_running = gauge("telar_operations_running", "Operations under way here", one)
+        self.operations_unfinished = gauge(
+            "telar_operations_unfinished", "Operations that have not ended", ("service", "state")
         )
-        self.outbox_lag_seconds = Gauge(
-            "telar_outbox_lag_seconds", "Age of the oldest unpublished event", ("service",), registry=self.registry
-        )
-        self.dead_letters_kept = Gauge(
-            "telar_dead_letters_kept",
-            "Messages that could not be handled and wait for an administrator",
-            ("service",),
-            registry=self.registry,
-        )
-        self.operations = Counter(
-            "telar_operations", "Operations ended", ("service", "kind", "state"), registry=self.registry
-        )
-        self.operations_running = Gauge(
-            "telar_operations_running", "Operations under way here", ("service",), registry=self.registry
-        )
-        self.operations_unfinished = Gauge(
-            "telar_operations_unfinished",
-            "Operations that have not ended",
-            ("service", "state"),
-            registry=self.registry,
-        )
-        self.operations_overdue_seconds = Gauge(
+        self.operations_overdue_seconds = gauge(
             "telar_operations_overdue_seconds",
             "Longest time that an operation which could go on has waited for a process to take it up",
-            ("service",),
-            registry=self.registry,
+            one,
         )
-        self.operations_oldest_seconds = Gauge(
-            "telar_operations_oldest_seconds",
-            "Age of the oldest unfinished operation",
-            ("service",),
-            registry=self.registry,
+        self.operations_oldest_seconds = gauge(
+            "telar_operations_oldest_seconds", "Age of the oldest unfinished operation", one
         )
-        self.database_connections = Gauge(
-            "telar_database_connections_used", "Connections checked out", ("service",), registry=self.registry
+        self.database_connections = gauge("telar_database_connections_used", "Connections checked out", one)
+        self.database_connections_allowed = gauge(
+            "telar_database_connections_allowed", "Size of the connection pool", one
         )
-        self.database_connections_allowed = Gauge(
-            "telar_database_connections_allowed", "Size of the connection pool", ("service",), registry=self.registry
-        )
-        self.disk_free_bytes = Gauge(
-            "telar_disk_free_bytes",
-            "Free space where a service keeps its data",
-            ("service", "folder"),
-            registry=self.registry,
-        )
-        self.disk_size_bytes = Gauge(
-            "telar_disk_size_bytes",
-            "Size of the disk where a service keeps its data",
-            ("service", "folder"),
-            registry=self.registry,
-        )
-        self.service = service
+        self.disk_free_bytes = gauge("telar_disk_free_bytes", "Free space where a service keeps its data", folder)
+        self.disk_size_bytes = gauge("telar_disk_size_bytes", "Size of the disk where a service keeps its data", folder)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -22,45 +23,35 @@ class BusMetrics:
     """One process's (or embedded service's) bus figures; without a registry they have one of their own."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry = registry or CollectorRegistry()
-        self.published = Counter(
+        self.registry = registry or CollectorRegistry()
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        self.published = counter(
             "telar_bus_published",
             "Events handed to the bus; outcome is confirmed, unroutable or unavailable",
-            ["type", "outcome"],
-            registry=registry,
+            ("type", "outcome"),
         )
-        self.handled = Counter(
+        self.handled = counter(
             "telar_bus_handled",
             "Attempts to handle an event; outcome is handled, failed, transient or cancelled",
-            ["queue", "outcome"],
-            registry=registry,
+            ("queue", "outcome"),
         )
+        queue = ("queue",)
         self.handling_seconds = Histogram(
-            "telar_bus_handling_seconds", "How long one attempt took", ["queue"], registry=registry
+            "telar_bus_handling_seconds", "How long one attempt took", queue, registry=self.registry
         )
-        self.dead_letters = Counter(
-            "telar_bus_dead_letters",
-            "Messages given up and handed to the dead letter handler",
-            ["queue"],
-            registry=registry,
+        self.dead_letters = counter(
+            "telar_bus_dead_letters", "Messages given up and handed to the dead letter handler", queue
         )
-        self.in_flight = Gauge(
-            "telar_bus_in_flight", "Messages taken and not yet settled", ["queue"], registry=registry
-        )
-        self.queue_messages = Gauge(
-            "telar_bus_queue_messages", "Messages that wait in a service's queue", ["queue"], registry=registry
-        )
-        self.queue_consumers = Gauge(
-            "telar_bus_queue_consumers", "Processes that consume a service's queue", ["queue"], registry=registry
-        )
-        self.queue_dead = Gauge(
+        self.in_flight = gauge("telar_bus_in_flight", "Messages taken and not yet settled", queue)
+        self.queue_messages = gauge("telar_bus_queue_messages", "Messages that wait in a service's queue", queue)
+        self.queue_consumers = gauge("telar_bus_queue_consumers", "Processes that consume a service's queue", queue)
+        self.queue_dead = gauge(
             "telar_bus_queue_dead",
             "Messages that the broker gave up and no process has taken from the dead letter queue",
-            ["queue"],
-            registry=registry,
+            queue,
         )
-        self.broadcasts_dropped = Counter(
-            "telar_bus_broadcasts_dropped", "Broadcasts dropped: buffer full or broker away", registry=registry
+        self.broadcasts_dropped = counter(
+            "telar_bus_broadcasts_dropped", "Broadcasts dropped: buffer full or broker away"
         )
 
     def show(self, states: Mapping[str, QueueState]) -> None:
