@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count
 
 import httpx
@@ -25,7 +26,7 @@ from gateway.tracing import TracedEntry
 from libs.common import health
 from libs.common.app import create_app as create_local_app
 from libs.common.auth import REVOKING_EVENTS, Revocations, TokenVerifier, apply_revocation, follow_revocations
-from libs.common.bus import Bus, BusUnavailable
+from libs.common.bus import Bus, BusUnavailable, check_bus
 from libs.common.errors import Unauthenticated
 from libs.common.events import Event
 from libs.common.ids import uuid7
@@ -44,6 +45,7 @@ def create_app(settings: GatewaySettings, *, bus: Bus) -> ASGIApp:
     metrics = Metrics("gateway")
     metrics.registry.register(bus.metrics.registry)
     checks = health.Health()
+    checks.add("bus", partial(check_bus, bus))
     keys = KeyRing(settings.keys_path())
     revocations = Revocations()
     verifier = TokenVerifier(keys, revocations, issuer=common.issuer, audience=common.audience)
@@ -63,12 +65,6 @@ def create_app(settings: GatewaySettings, *, bus: Bus) -> ASGIApp:
     sockets = WebSocketRelay(proxies)
     services = Services(urls, http)
     events, logs = Feed(settings.event_history), Feed(settings.log_history)
-
-    async def check_bus() -> None:
-        if not bus.ready():
-            raise BusUnavailable
-
-    checks.add("bus", check_bus)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from starlette.types import Scope
 from libs.common import dead_letters_api
 from libs.common.app import Lifespan, create_app, streams_nothing
 from libs.common.auth import JwksClient, Revocations, ServiceTokens, TokenVerifier, follow_revocations
-from libs.common.bus import Bus, BusUnavailable
+from libs.common.bus import Bus, check_bus
 from libs.common.db import Database, Notifications
 from libs.common.errors import Unavailable
 from libs.common.health import Health
@@ -100,7 +101,6 @@ class SqlRuntime:
     ) -> None:
         self.service = service
         self.settings = settings
-        self.bus = bus
         self.metrics = Metrics(service)
         self.metrics.registry.register(bus.metrics.registry)
         self.health = Health()
@@ -121,7 +121,7 @@ class SqlRuntime:
         self._relay = OutboxRelay(self.outbox, bus, notifications=self.notifications)
         self._tasks: list[asyncio.Task[None]] = []
         self.health.add("database", self.database.ping)
-        self.health.add("bus", self._check_bus)
+        self.health.add("bus", partial(check_bus, bus))
 
     def run_operations(self, sagas: Sequence[Saga], *, concurrency: int = 64) -> OperationRunner:
         """Make the operations runner of this service; `start` starts it with the rest."""
@@ -200,10 +200,6 @@ class SqlRuntime:
                 await asyncio.sleep(seconds)
 
         self._tasks.append(asyncio.create_task(loop(), name=f"{self.service}-every-{seconds}s"))
-
-    async def _check_bus(self) -> None:
-        if not self.bus.ready():
-            raise BusUnavailable
 
     async def _measure(self) -> None:
         await asyncio.to_thread(measure_disks, self.disks, self.metrics)

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -12,7 +13,7 @@ from fastapi import FastAPI
 from libs.common import app as common_app
 from libs.common import dead_letters_api
 from libs.common.auth import Principal, TokenVerifier
-from libs.common.bus import Bus, BusUnavailable
+from libs.common.bus import Bus, check_bus
 from libs.common.clock import SystemClock
 from libs.common.health import Health
 from libs.common.http import AddressPolicy, GuardedClient, Limits
@@ -71,7 +72,6 @@ class _Fetcher:
     """All parts of one fetcher process, started and stopped in the right order."""
 
     def __init__(self, settings: FetcherSettings, bus: Bus, verifier: TokenVerifier | None) -> None:
-        self.bus = bus
         self.metrics = Metrics(SERVICE)
         self.metrics.registry.register(bus.metrics.registry)
         self.fetch_metrics = FetchMetrics(self.metrics.registry)
@@ -120,7 +120,7 @@ class _Fetcher:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self.health.add("job_store", self.store.ping)
-        self.health.add("bus", self._check_bus)
+        self.health.add("bus", partial(check_bus, bus))
 
     def _runner(self, settings: FetcherSettings, jobs: MongoJobs, items: MongoItems, lifecycle: Lifecycle) -> JobRunner:
         holder, lease_ms = uuid7().hex, int(settings.lease_s * 1000)
@@ -238,10 +238,6 @@ class _Fetcher:
         now_ms = self.store.now_ms()
         await self.permits.sweep(now_ms)
         await self.domains.sweep(now_ms)
-
-    async def _check_bus(self) -> None:
-        if not self.bus.ready():
-            raise BusUnavailable
 
 
 def create_app(settings: FetcherSettings, *, bus: Bus, verifier: TokenVerifier | None = None) -> FastAPI:

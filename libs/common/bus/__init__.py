@@ -16,6 +16,7 @@ from libs.common.bus.protocol import (
     Handler,
     TransientFailure,
     Unroutable,
+    check_bus,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "RetryPolicy",
     "TransientFailure",
     "Unroutable",
+    "check_bus",
     "create_bus",
 ]
 

@@ -120,3 +120,9 @@ class Bus(Protocol):
 
     def on_broadcast(self, channel: str, handler: BroadcastHandler) -> None:
         """Call the handler for each broadcast on the channel (own ones included)."""
+
+
+async def check_bus(bus: Bus) -> None:
+    """The readiness check of whoever needs the bus; raises BusUnavailable."""
+    if not bus.ready():
+        raise BusUnavailable
