@@ -86,6 +86,16 @@ class Identity:
         return entries
 
 
+async def repeat(job: Callable[[], Awaitable[None]], every_s: float) -> None:
+    """Run a job again and again; its failures are logged and it is run again."""
+    while True:
+        try:
+            await job()
+        except Exception as error:  # noqa: BLE001 - the loop outlives any failure of its job
+            _log.warning("job_failed", job=getattr(job, "__name__", str(job)), error=type(error).__name__)
+        await asyncio.sleep(every_s)
+
+
 class SqlRuntime:
     """Database, unit of work, outbox, inbox, operations and identity of one service process."""
 
@@ -189,17 +199,8 @@ class SqlRuntime:
         await self.database.close()
 
     def every(self, seconds: float, job: Callable[[], Awaitable[None]]) -> None:
-        """Run a job on every replica again and again until closed; its failures are logged and it is run again."""
-
-        async def loop() -> None:
-            while True:
-                try:
-                    await job()
-                except Exception as error:  # noqa: BLE001 - the loop outlives any failure of its job
-                    _log.warning("job_failed", job=getattr(job, "__name__", str(job)), error=type(error).__name__)
-                await asyncio.sleep(seconds)
-
-        self._tasks.append(asyncio.create_task(loop(), name=f"{self.service}-every-{seconds}s"))
+        """Repeat a job on every replica until closed."""
+        self._tasks.append(asyncio.create_task(repeat(job, seconds), name=f"{self.service}-every-{seconds}s"))
 
     async def _measure(self) -> None:
         await asyncio.to_thread(measure_disks, self.disks, self.metrics)

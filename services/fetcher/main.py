@@ -4,10 +4,9 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
-import structlog
 from fastapi import FastAPI
 
 from libs.common import app as common_app
@@ -20,7 +19,7 @@ from libs.common.http import AddressPolicy, GuardedClient, Limits
 from libs.common.ids import uuid7
 from libs.common.measures import measure_disks
 from libs.common.outbox import OutboxRelay
-from libs.common.runtime import Identity
+from libs.common.runtime import Identity, repeat
 from libs.common.telemetry import Metrics
 from services.fetcher import legacy
 from services.fetcher.adapters.decoders import DecoderPool
@@ -64,8 +63,6 @@ SERVICE = "fetcher"
 Settings = FetcherSettings
 _MEASURE_S = 5.0
 _SWEEP_S = 3600.0
-
-_log = structlog.get_logger()
 
 
 class _Fetcher:
@@ -202,8 +199,8 @@ class _Fetcher:
         await self._relay.start()
         self.runner.start(self.committer)
         self._tasks = [
-            asyncio.create_task(_every(_MEASURE_S, self._measure), name="fetcher-measure"),
-            asyncio.create_task(_every(_SWEEP_S, self._sweep), name="fetcher-sweep"),
+            asyncio.create_task(repeat(self._measure, _MEASURE_S), name="fetcher-measure"),
+            asyncio.create_task(repeat(self._sweep, _SWEEP_S), name="fetcher-sweep"),
         ]
 
     async def close(self) -> None:
@@ -309,12 +306,3 @@ def _client(settings: FetcherSettings) -> GuardedClient:
     )
     policy = AddressPolicy(settings.common.outbound_allow_networks)
     return GuardedClient(policy, limits=limits, user_agent="Telar-Fetcher")
-
-
-async def _every(seconds: float, job: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        try:
-            await job()
-        except Exception as error:  # noqa: BLE001 - the loop outlives any failure of its job
-            _log.warning("job_failed", job=getattr(job, "__name__", str(job)), error=type(error).__name__)
-        await asyncio.sleep(seconds)
