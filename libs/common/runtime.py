@@ -101,12 +101,12 @@ class SqlRuntime:
 
     def __init__(
         self,
-        *,
         service: str,
         settings: CommonSettings,
         database_url: str,
         bus: Bus,
-        handlers: Mapping[str, EventHandler] | None = None,
+        *,
+        handlers: Mapping[str, EventHandler],
         verifier: TokenVerifier | None = None,
     ) -> None:
         self.service = service
@@ -122,7 +122,7 @@ class SqlRuntime:
         self.identity = Identity(service, settings, bus, verifier)
         self.owners = Owners(self.uow, self.identity.knows_user)
         self.idempotency = SqlIdempotencyStore(self.database)
-        self.inbox = Inbox(service, bus, self.uow, {} if handlers is None else handlers)
+        self.inbox = Inbox(service, bus, self.uow, handlers)
         self.outbox = SqlOutboxStore(self.database)
         self.leases = Leases(self.database)
         self.disks: dict[str, Path] = {"data": settings.data_dir}

@@ -28,14 +28,7 @@ _FIRST_START = 0x7E1A_0A01
 
 def create_app(settings: AuthSettings, *, bus: Bus, verifier: TokenVerifier | None = None) -> FastAPI:
     """Wire the service. `verifier` replaces the check against the gateway's keys, in tests."""
-    runtime = SqlRuntime(
-        service=_NAME,
-        settings=settings.common,
-        database_url=settings.database_url,
-        bus=bus,
-        handlers=HANDLERS,
-        verifier=verifier,
-    )
+    runtime = SqlRuntime(_NAME, settings.common, settings.database_url, bus, handlers=HANDLERS, verifier=verifier)
     passwords = PwdlibPasswords(concurrency=settings.hash_concurrency, queue=settings.hash_queue)
     users = Users(runtime.uow, passwords, settings)
     sessions = Sessions(runtime.uow, passwords, settings)

@@ -44,20 +44,11 @@ _NAME = "containers"
 
 def create_app(settings: ContainersSettings, *, bus: Bus, verifier: TokenVerifier | None = None) -> FastAPI:
     """Wire the service; the bus's owner starts and closes it, `verifier` is given by tests only."""
-    runtime = SqlRuntime(
-        service=_NAME,
-        settings=settings.common,
-        database_url=settings.database_url,
-        bus=bus,
-        handlers=handlers(),
-        verifier=verifier,
-    )
+    runtime = SqlRuntime(_NAME, settings.common, settings.database_url, bus, handlers=handlers(), verifier=verifier)
     runtime.disks["stacks"] = settings.stacks_dir
-    is_swarm = settings.orchestrator == "swarm"
-    engine = (SwarmEngine if is_swarm else DockerEngine)(settings.docker_host, max_log_streams=settings.max_log_streams)
+    engine, compose = _orchestrator(settings)
     code = FolderCodeStore(settings.stacks_dir)
     catalog = FolderCatalog()
-    compose = (SwarmCommand if is_swarm else ComposeCommand)(settings.docker_host)
     web = GuardedClient(AddressPolicy(settings.common.outbound_allow_networks))
     repositories = GitCommand(
         web, timeout_s=settings.git_timeout_s, max_bytes=settings.max_git_bytes, ca_file=settings.git_ca_file
@@ -109,6 +100,12 @@ def create_app(settings: ContainersSettings, *, bus: Bus, verifier: TokenVerifie
         lifespan=lifespan,
         streamed=api.streams_its_body,
     )
+
+
+def _orchestrator(settings: ContainersSettings) -> tuple[DockerEngine, ComposeCommand]:
+    is_swarm = settings.orchestrator == "swarm"
+    engine = (SwarmEngine if is_swarm else DockerEngine)(settings.docker_host, max_log_streams=settings.max_log_streams)
+    return engine, (SwarmCommand if is_swarm else ComposeCommand)(settings.docker_host)
 
 
 async def migrate(settings: ContainersSettings) -> None:

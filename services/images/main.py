@@ -43,14 +43,7 @@ _NAME = "images"
 
 def create_app(settings: ImagesSettings, *, bus: Bus, verifier: TokenVerifier | None = None) -> FastAPI:
     """Wire the service; the bus's owner starts and closes it, `verifier` is given by tests only."""
-    runtime = SqlRuntime(
-        service=_NAME,
-        settings=settings.common,
-        database_url=settings.database_url,
-        bus=bus,
-        handlers=handlers(),
-        verifier=verifier,
-    )
+    runtime = SqlRuntime(_NAME, settings.common, settings.database_url, bus, handlers=handlers(), verifier=verifier)
     blobs = blob_store(settings)
     runtime.health.add("blobs", blobs.check)
     if not (settings.blob_url or "").startswith("s3:"):

@@ -50,14 +50,7 @@ def create_app(
 ) -> FastAPI:
     """Wire the service; the bus's owner starts and closes it, `verifier` and `images` are given by tests only."""
     known: dict[str, EventHandler] = {}
-    runtime = SqlRuntime(
-        service=_NAME,
-        settings=settings.common,
-        database_url=settings.database_url,
-        bus=bus,
-        handlers=known,
-        verifier=verifier,
-    )
+    runtime = SqlRuntime(_NAME, settings.common, settings.database_url, bus, handlers=known, verifier=verifier)
     clusters = _clusters(settings)
     fleet = Fleet(clusters)
     catalog = Catalog(runtime.uow, fleet, _policy(settings))
