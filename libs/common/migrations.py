@@ -1,4 +1,8 @@
-"""Schema migrations with Alembic: one history per service, and the tables that every service's database shares."""
+"""Schema migrations with Alembic: one history per service, and the tables that every service's database shares.
+
+Histories only move forward, so revisions have no `downgrade`: what a newer version wrote an older one cannot read, and
+undoing a migration would drop it. The way back is a backup (docs/operating.md).
+"""
 
 from importlib.util import find_spec
 

@@ -50,7 +50,3 @@ def upgrade() -> None:
         sa.Column("stack_id", sa.Uuid(), sa.ForeignKey("stacks.id", ondelete="CASCADE"), nullable=False),
     )
     op.create_index("ix_host_ports_stack_id", "host_ports", ["stack_id"])
-
-
-def downgrade() -> None:
-    raise NotImplementedError("Telar's schema only moves forward; restore a backup to go back")

@@ -14,7 +14,3 @@ def upgrade() -> None:
     op.add_column("stacks", sa.Column("reserved", JSONB(), nullable=False, server_default="{}"))
     op.execute("""UPDATE stacks SET reserved = '{"stacks": 1}' WHERE holds_quota""")
     op.drop_column("stacks", "holds_quota")
-
-
-def downgrade() -> None:
-    raise NotImplementedError("Telar's schema only moves forward; restore a backup to go back")

@@ -47,7 +47,3 @@ def upgrade() -> None:
         FROM stacks
     """)
     op.execute("UPDATE stacks SET latest_revision = 1")
-
-
-def downgrade() -> None:
-    raise NotImplementedError("Telar's schema only moves forward; restore a backup to go back")

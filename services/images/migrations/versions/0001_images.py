@@ -60,7 +60,3 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     )
     op.create_index("ix_uploads_lease_until", "uploads", ["lease_until"])
-
-
-def downgrade() -> None:
-    raise NotImplementedError("Telar's schema only moves forward; restore a backup to go back")

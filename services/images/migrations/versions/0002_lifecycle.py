@@ -80,7 +80,3 @@ def upgrade() -> None:
         sa.Column("told_at", sa.DateTime(timezone=True), nullable=False),
     )
     op.create_index("ix_image_uses_image_id", "image_uses", ["image_id"])
-
-
-def downgrade() -> None:
-    raise NotImplementedError("Telar's schema only moves forward; restore a backup to go back")

@@ -59,7 +59,3 @@ def upgrade() -> None:
     ):
         op.add_column("vms", column)
     op.create_index("ix_vms_template_id", "vms", ["template_id"])
-
-
-def downgrade() -> None:
-    raise NotImplementedError("Telar's schema only moves forward; restore a backup to go back")

@@ -22,7 +22,3 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
     )
     op.create_index("console_tickets_expires", "console_tickets", ["expires_at"])
-
-
-def downgrade() -> None:
-    raise NotImplementedError("Telar's schema only moves forward; restore a backup to go back")

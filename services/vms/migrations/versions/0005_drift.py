@@ -28,7 +28,3 @@ def upgrade() -> None:
     op.add_column("vms", sa.Column("addresses", JSONB(), nullable=False, server_default="[]"))
     op.add_column("vms", sa.Column("addresses_at", sa.DateTime(timezone=True)))
     op.create_index("vms_addresses_at", "vms", ["cluster", "addresses_at"], postgresql_where=sa.text("state = 'running'"))
-
-
-def downgrade() -> None:
-    raise NotImplementedError("Telar's schema only moves forward; restore a backup to go back")

@@ -16,7 +16,3 @@ def upgrade() -> None:
         op.create_index(f"vms_owner_{order}", "vms", ["owner_id", order, "id"])
     for column in ("state", "node"):
         op.create_index(f"vms_{column}", "vms", [column])
-
-
-def downgrade() -> None:
-    raise NotImplementedError("Telar's schema only moves forward; restore a backup to go back")
