@@ -173,8 +173,10 @@ start_dockerd() {
         say "dockerd is starting already"
         return
     fi
-    # A pid file left by a crash may name a process that is something else by now, and dockerd would refuse to start.
+    # A pid file left by a crash may name a process that is something else by now, and dockerd would refuse to start, or
+    # wait for a containerd that is not there.
     rm -f "$pid_file"
+    pidof containerd >/dev/null || rm -f /run/docker/containerd/containerd.pid
     say "starting dockerd (log $engine_dir/dockerd.log, pid file $pid_file)"
     # setsid: the engine outlives this script and its terminal. 9>&-: it must not keep this script's lock.
     PATH=$path setsid nohup dockerd --pidfile "$pid_file" </dev/null >>"$engine_dir/dockerd.log" 2>&1 9>&- &
