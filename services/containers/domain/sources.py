@@ -5,8 +5,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from services.containers.errors import InvalidStack
-
 DEFAULT_REF = "HEAD"
 READ_TO_DETECT = ("package.json",)
 """Files whose content tells something, too."""
@@ -15,11 +13,11 @@ _FRONT_ENDS = ("react", "vue", "svelte", "@angular/core", "preact", "solid-js", 
 _NODE_SERVERS = ("next", "nuxt", "express", "fastify", "koa", "@nestjs/core", "hono", "@remix-run/node")
 
 
-def require_git_ref(ref: str) -> None:
-    """Raise InvalidStack unless it may name a branch, a tag or a commit (git-check-ref-format), and nothing else."""
+def is_git_ref(ref: str) -> bool:
+    """Whether it may name a branch, a tag or a commit (git-check-ref-format), and nothing else."""
     wrong = ("..", "//", "@{", ".lock/", "/.")
-    if not _REF.fullmatch(ref) or any(part in ref for part in wrong) or ref.endswith((".lock", "/", ".")):
-        raise InvalidStack("/body/git_ref", "A branch, a tag or a commit is named by letters, digits, and . _ / + @ -")
+    is_wrong = any(part in ref for part in wrong) or ref.endswith((".lock", "/", "."))
+    return _REF.fullmatch(ref) is not None and not is_wrong
 
 
 def detect_app(files: Collection[str], contents: Mapping[str, str]) -> str | None:

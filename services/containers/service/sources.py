@@ -4,7 +4,7 @@ import json
 
 from libs.common.http import parse
 from services.containers.domain.revisions import Source, SourceKind
-from services.containers.domain.sources import require_git_ref
+from services.containers.domain.sources import is_git_ref
 from services.containers.errors import InvalidStack
 from services.containers.ports import Repositories, Sealer
 from services.containers.schemas import GitWanted
@@ -30,8 +30,10 @@ class Sources:
         if with_zip:
             raise InvalidStack("/body/git_repo_url", "Send either a ZIP or a Git URL, not both")
         await self._repositories.check(asked.git_repo_url)
-        if asked.git_ref is not None:
-            require_git_ref(asked.git_ref)
+        if asked.git_ref is not None and not is_git_ref(asked.git_ref):
+            raise InvalidStack(
+                "/body/git_ref", "A branch, a tag or a commit is named by letters, digits, and . _ / + @ -"
+            )
         return Source(SourceKind.GIT, asked.git_repo_url, asked.git_ref)
 
     def sealed(self, asked: GitWanted) -> str | None:

@@ -63,7 +63,7 @@ def page(url: str) -> str:
     return httpx.get(url, trust_env=False, follow_redirects=True, timeout=30).text
 
 
-def walk(
+def expect_life(
     caller: Caller,
     name: str,
     made: httpx.Response,
@@ -109,14 +109,16 @@ def test_a_static_site_from_a_zip_by_the_older_call(caller: Caller, stacks_suite
     assert refused.status_code == 422
     made = caller.http.post("/service", data=form, **uploaded(SITE))
     change = {"index.html": "second"}
-    walk(caller, "static", made, "hello", lambda: uploaded(change), "second", stacks_suite.data_dir / "stacks")
+    expect_life(caller, "static", made, "hello", lambda: uploaded(change), "second", stacks_suite.data_dir / "stacks")
 
 
 def test_a_php_app_that_reads_its_database(caller: Caller, stacks_suite: RunningSuite) -> None:
     form = {"name": "php", "service_types": "php,mariadb"}
     made = caller.http.post("/api/v1/stacks", data=form, **uploaded({"index.php": PHP.replace("SAID", "one")}))
     change = {"index.php": PHP.replace("SAID", "two")}
-    walk(caller, "php + mariadb", made, "one visits", lambda: uploaded(change), "two visits", _folder(stacks_suite))
+    expect_life(
+        caller, "php + mariadb", made, "one visits", lambda: uploaded(change), "two visits", _folder(stacks_suite)
+    )
 
 
 def test_a_nodejs_app_from_a_git_repository(
@@ -130,7 +132,7 @@ def test_a_nodejs_app_from_a_git_repository(
     commit("one")
     asked = {"name": "node", "git_repo_url": repositories.repository("node")}
     made = caller.http.post("/api/v1/stacks", json=asked)
-    walk(caller, "node.js from git", made, "one", lambda: commit("two"), "two", _folder(stacks_suite))
+    expect_life(caller, "node.js from git", made, "one", lambda: commit("two"), "two", _folder(stacks_suite))
 
 
 def test_a_react_project_that_is_built(caller: Caller, stacks_suite: RunningSuite) -> None:
@@ -140,13 +142,13 @@ def test_a_react_project_that_is_built(caller: Caller, stacks_suite: RunningSuit
 
     made = caller.http.post("/api/v1/stacks", data={"name": "r", "service_types": "React"}, **uploaded(project("one")))
     change = project("two")
-    walk(caller, "react", made, "one built", lambda: uploaded(change), "two built", _folder(stacks_suite))
+    expect_life(caller, "react", made, "one built", lambda: uploaded(change), "two built", _folder(stacks_suite))
 
 
 def test_wordpress(caller: Caller, stacks_suite: RunningSuite) -> None:
     made = caller.http.post("/api/v1/stacks", json={"name": "blog", "service_types": ["WordPress"]})
     change = {"json": {"variables": {"wordpress_table_prefix": "other_"}}}
-    walk(caller, "wordpress", made, "WordPress", lambda: change, "WordPress", _folder(stacks_suite))
+    expect_life(caller, "wordpress", made, "WordPress", lambda: change, "WordPress", _folder(stacks_suite))
 
 
 def _folder(suite: RunningSuite) -> Path:

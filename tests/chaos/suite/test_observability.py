@@ -177,6 +177,7 @@ async def test_a_service_without_processes_is_told_of(
             began = time.monotonic()
             await eventually(unconsumed, 60)
             figures.note("consumers = 0", "both processes of containers stopped", seen_after_s=time.monotonic() - began)
+            assert await unconsumed(), "seen once, and then no more"
         finally:
             for member in cluster.of("containers"):
                 if member.has_ended():

@@ -241,8 +241,10 @@ async def test_a_client_that_goes_away_leaves_nothing(wire: Wire, eventually: Ev
     sending = await wire.open(user, length=64 << 20)
     await sending.send((opening() + bytes(sent_bytes))[: sent_bytes or 10])
     await eventually(lambda: wire.service.rows("SELECT count(*) FROM uploads") == [(1,)])
+    assert not wire.is_clean(user)
     sending.leave()
     await eventually(lambda: wire.is_clean(user))
+    assert (await wire.service.http.get("/api/v1/images", headers=wire.service.as_user(user))).json()["items"] == []
 
 
 async def test_a_client_that_falls_silent_is_told_so(wire: Wire) -> None:

@@ -34,15 +34,15 @@ async def test_a_hostile_upload_is_refused_and_nothing_is_left_over(service: Ser
 
 @pytest.mark.parametrize("valid", VALID, ids=lambda valid: valid.what)
 async def test_a_valid_upload_becomes_an_active_image(service: Service, valid: Valid) -> None:
-    await becomes_an_image(service, valid)
+    await expect_an_active_image(service, valid)
 
 
 async def test_what_other_tools_write_becomes_active_images(service: Service, tmp_path: Path) -> None:
     for valid in made_by_tools(tmp_path):
-        await becomes_an_image(service, valid)
+        await expect_an_active_image(service, valid)
 
 
-async def becomes_an_image(service: Service, valid: Valid) -> None:
+async def expect_an_active_image(service: Service, valid: Valid) -> None:
     user = await service.new_user()
     with no_program_starts():
         answer = await service.upload(user, valid.content, filename=valid.filename)

@@ -48,7 +48,7 @@ async def service(root: Client, sid: str) -> dict[str, Any]:
     return next(entry for entry in found if entry.get("sid") == sid)
 
 
-async def comes_to(root: Client, sid: str, node: str, state: str = "started") -> None:
+async def expect_at(root: Client, sid: str, node: str, state: str = "started") -> None:
     await eventually(lambda: service(root, sid), lambda seen: (seen["node"], seen["state"]) == (node, state))
 
 
@@ -56,7 +56,7 @@ async def test_27_a_dead_nodes_machine_is_fenced_and_recovered_elsewhere(
     cluster: RunningLab, root: Client, manage: Manage
 ) -> None:
     sid = await manage("sv3")
-    await comes_to(root, sid, "sv3")
+    await expect_at(root, sid, "sv3")
     fault = Fault(kind="node_down", node="sv3")
     await cluster.lab.inject(fault)
     try:
@@ -76,13 +76,13 @@ async def test_27_a_node_that_returns_in_time_keeps_its_machine(tmp_path: Path) 
         root, sid = root_of(lab), "vm:200"
         assert await root.done("post", "nodes/sv2/qemu/9001/clone", newid=200, target="sv3") == "OK"
         await root("post", "cluster/ha/resources", sid=sid)
-        await comes_to(root, sid, "sv3")
+        await expect_at(root, sid, "sv3")
         fault = Fault(kind="node_down", node="sv3")
         await lab.lab.inject(fault)
-        await comes_to(root, sid, "sv3", "fence")
+        await expect_at(root, sid, "sv3", "fence")
         assert (await root.fails("get", "nodes/sv3/qemu/200/status/current")).status_code == 595
         await lab.lab.withdraw(fault.id)
-        await comes_to(root, sid, "sv3")
+        await expect_at(root, sid, "sv3")
         assert (await root("get", "nodes/sv3/qemu/200/status/current"))["status"] == "running"
         starts = await root("get", "nodes/sv3/tasks", vmid="200", typefilter="qmstart")
         assert [(task["node"], task["status"]) for task in starts] == [("sv3", "OK"), ("sv3", "OK")]
@@ -92,10 +92,10 @@ async def test_27_without_its_disks_a_recovered_machine_ends_in_error_until_it_i
     cluster: RunningLab, root: Client, manage: Manage
 ) -> None:
     sid = await manage("sv3", state="stopped")
-    await comes_to(root, sid, "sv3", "stopped")
+    await expect_at(root, sid, "sv3", "stopped")
     await root("put", f"nodes/sv3/qemu/{sid[3:]}/config", scsi1="local-lvm:1")
     await root("put", f"cluster/ha/resources/{sid}", state="started")
-    await comes_to(root, sid, "sv3")
+    await expect_at(root, sid, "sv3")
     fault = Fault(kind="node_down", node="sv3")
     await cluster.lab.inject(fault)
     try:
@@ -112,17 +112,17 @@ async def test_27_migration_of_a_managed_machine_is_queued_and_done_by_the_manag
     root: Client, manage: Manage
 ) -> None:
     sid = await manage("sv1")
-    await comes_to(root, sid, "sv1")
+    await expect_at(root, sid, "sv1")
     upid = await root("post", f"nodes/sv1/qemu/{sid[3:]}/migrate", target="sv4", online=1)
     assert ":hamigrate:" in upid
     assert (await root.task(upid))["exitstatus"] == "OK"
-    await comes_to(root, sid, "sv4")
+    await expect_at(root, sid, "sv4")
     moves = await root("get", "nodes/sv1/tasks", vmid=sid[3:], typefilter="qmigrate")
     assert [(task["user"], task["status"]) for task in moves] == [("root@pam", "OK")]
     assert (await root.log(moves[0]["upid"]))[0] == "task started by HA resource agent"
     answer = await root("post", f"cluster/ha/resources/{sid}/relocate", node="sv5")
     assert answer == {"sid": sid, "requested-node": "sv5"}
-    await comes_to(root, sid, "sv5")
+    await expect_at(root, sid, "sv5")
     starts = await root("get", "nodes/sv5/tasks", vmid=sid[3:], typefilter="qmstart")
     assert len(starts) == 1
     unmanaged = await root.fails("post", "cluster/ha/resources/vm:9001/migrate", node="sv5")
@@ -131,10 +131,10 @@ async def test_27_migration_of_a_managed_machine_is_queued_and_done_by_the_manag
 
 async def test_27_node_rules_draw_machines_to_their_nodes(root: Client, manage: Manage) -> None:
     sid = await manage("sv1")
-    await comes_to(root, sid, "sv1")
+    await expect_at(root, sid, "sv1")
     rule = {"rule": f"draw{sid[3:]}", "type": "node-affinity", "resources": sid}
     await root("post", "cluster/ha/rules", **rule, nodes="sv4:1,sv5:2")
-    await comes_to(root, sid, "sv5")
+    await expect_at(root, sid, "sv5")
     listed = await root("get", "cluster/ha/rules", resource=sid)
     assert [(entry["rule"], entry["type"]) for entry in listed] == [(rule["rule"], "node-affinity")]
     assert await root("get", "cluster/ha/rules", type="resource-affinity", resource=sid) == []
@@ -142,34 +142,36 @@ async def test_27_node_rules_draw_machines_to_their_nodes(root: Client, manage: 
 
 async def test_27_failback_can_be_turned_off(root: Client, manage: Manage) -> None:
     sid = await manage("sv1", failback=0)
-    await comes_to(root, sid, "sv1")
+    await expect_at(root, sid, "sv1")
     rule = {"rule": f"stay{sid[3:]}", "type": "node-affinity", "resources": sid}
     await root("post", "cluster/ha/rules", **rule, nodes="sv5")
     other = await manage("sv2")
-    await comes_to(root, other, "sv2")
+    await expect_at(root, other, "sv2")
     assert (await service(root, sid))["node"] == "sv1"
 
 
 async def test_27_a_strict_rule_without_a_living_node_leaves_the_machine_in_recovery(
     cluster: RunningLab, root: Client, manage: Manage
 ) -> None:
-    sid = await manage("sv3")
-    await comes_to(root, sid, "sv3")
+    sid, free = await manage("sv3"), await manage("sv3")
+    for one in (sid, free):
+        await expect_at(root, one, "sv3")
     rule = {"rule": f"only{sid[3:]}", "type": "node-affinity", "resources": sid}
     await root("post", "cluster/ha/rules", **rule, nodes="sv3", strict=1)
     fault = Fault(kind="node_down", node="sv3")
     await cluster.lab.inject(fault)
     try:
-        await eventually(lambda: service(root, sid), lambda seen: seen["state"] == "recovery")
+        await eventually(lambda: service(root, free), lambda seen: seen["node"] != "sv3")
+        assert (await service(root, sid))["state"] == "recovery"
     finally:
         await cluster.lab.withdraw(fault.id)
-    await comes_to(root, sid, "sv3")
+    await expect_at(root, sid, "sv3")
 
 
 async def test_27_company_follows_and_rivals_stand_in_the_way(root: Client, manage: Manage) -> None:
     first, friend, rival = await manage("sv1"), await manage("sv1"), await manage("sv4")
     for sid, node in ((first, "sv1"), (friend, "sv1"), (rival, "sv4")):
-        await comes_to(root, sid, node)
+        await expect_at(root, sid, node)
     kind = {"type": "resource-affinity"}
     await root("post", "cluster/ha/rules", rule="together", affinity="positive", resources=f"{first},{friend}", **kind)
     await root("post", "cluster/ha/rules", rule="apart", affinity="negative", resources=f"{first},{rival}", **kind)
@@ -178,7 +180,7 @@ async def test_27_company_follows_and_rivals_stand_in_the_way(root: Client, mana
     along = await root("post", f"cluster/ha/resources/{first}/migrate", node="sv5")
     assert along["comigrated-resources"] == [friend]
     for sid in (first, friend):
-        await comes_to(root, sid, "sv5")
+        await expect_at(root, sid, "sv5")
 
 
 async def test_27_rules_and_resources_that_cannot_be_are_refused(root: Client, manage: Manage) -> None:
@@ -219,7 +221,7 @@ async def test_27_rules_and_resources_that_cannot_be_are_refused(root: Client, m
 
 async def test_27_stop_and_suspend_of_managed_machines(root: Client, manage: Manage) -> None:
     sid = await manage("sv1")
-    await comes_to(root, sid, "sv1")
+    await expect_at(root, sid, "sv1")
     path = f"nodes/sv1/qemu/{sid[3:]}"
     overruled = await root.fails("post", f"{path}/status/stop", **{"overrule-shutdown": 1})
     assert overruled.errors == {"overrule-shutdown": "Not applicable for HA resources."}
@@ -243,9 +245,9 @@ async def test_27_before_release_9_there_are_groups_and_no_rules(tmp_path: Path)
         missing = await root.fails("post", "cluster/ha/resources", sid="vm:200", group="none")
         assert missing.content == "HA group 'none' does not exist"
         await root("post", "cluster/ha/resources", sid="200", group="pair")
-        await comes_to(root, "vm:200", "sv4")
+        await expect_at(root, "vm:200", "sv4")
         assert await root("post", "cluster/ha/resources/vm:200/migrate", node="sv5") is None
-        await comes_to(root, "vm:200", "sv4")
+        await expect_at(root, "vm:200", "sv4")
         unknown = await root.fails("put", "cluster/ha/resources/vm:200", failback=1)
         assert set(unknown.errors) == {"failback"}
         used = await root.fails("delete", "cluster/ha/groups/pair")
@@ -258,5 +260,6 @@ async def test_27_what_the_manager_was_asked_survives_a_restart(tmp_path: Path) 
         await root.done("post", "nodes/sv2/qemu/9001/clone", newid=200)
         await root("post", "cluster/ha/resources", sid="vm:200")
         await root("post", "cluster/ha/resources/vm:200/relocate", node="sv4")
+        assert (await service(root, "vm:200"))["node"] == "sv2"
     async with lab_at(tmp_path, ha_round_s=1) as lab:
-        await comes_to(root_of(lab), "vm:200", "sv4")
+        await expect_at(root_of(lab), "vm:200", "sv4")

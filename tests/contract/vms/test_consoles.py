@@ -314,7 +314,7 @@ async def test_long_messages_reach_the_display_in_frames_that_it_takes(
         pasted = b"\x06\0\0\0" + (300_000).to_bytes(4, "big") + b"x" * 300_000
         await viewer.socket.send(pasted)
         await viewer.ask()
-        await viewer.update()
+        assert await viewer.update(), "the display takes no more"
 
 
 async def test_a_spice_console_is_a_viewers_file(service: Service, owner: str, vm: dict[str, Any]) -> None:

@@ -248,10 +248,11 @@ async def test_a_machine_that_moved_is_followed(service: Service, eventually: Ev
     machine.node = target
     service.lab.lab.vms.save(machine)
 
-    async def followed() -> bool:
-        return bool((await service.shown(vm["id"], user))["node"] == target)
+    async def moved() -> bool:
+        return bool((await service.shown(vm["id"], user))["node"] != vm["node"])
 
-    await eventually(followed)
+    await eventually(moved)
+    assert (await service.shown(vm["id"], user))["node"] == target
 
 
 async def test_addresses_are_remembered_while_the_cluster_is_silent(service: Service, eventually: Eventually) -> None:

@@ -47,9 +47,10 @@ async def test_a_machine_that_was_suspended_by_others_is_noticed(service: Servic
     await service.change("UPDATE vms SET state = 'stopped' WHERE id = %s", vm["id"])
 
     async def noticed() -> bool:
-        return bool((await service.shown(vm["id"], user))["state"] == "suspended")
+        return bool((await service.shown(vm["id"], user))["state"] != "stopped")
 
     await eventually(noticed)
+    assert (await service.shown(vm["id"], user))["state"] == "suspended"
 
 
 async def test_actions_in_the_wrong_state_say_what_to_do(service: Service) -> None:

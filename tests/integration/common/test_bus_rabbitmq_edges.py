@@ -58,7 +58,7 @@ async def test_a_queue_declared_otherwise_is_named_with_what_to_do_and_taken_ove
     await bus.publish(names.event("s", 1))  # the rest of the bus is none the worse
     await until(lambda: heard.numbers("s") == [1])
     await channel.queue_delete(f"telar.{names.queue()}")
-    await until_handled(bus, names, inbox)
+    await expect_handled(bus, names, inbox)
 
 
 async def test_a_queue_deleted_under_its_consumer_is_declared_again(
@@ -67,13 +67,14 @@ async def test_a_queue_deleted_under_its_consumer_is_declared_again(
     inbox = Inbox()
     await bus.subscribe(names.queue(), [names.all], inbox.handle, inbox.bury)
     await channel.queue_delete(f"telar.{names.queue()}")
-    await until_handled(bus, names, inbox)
+    await expect_handled(bus, names, inbox)
 
 
 async def test_closing_ends_whatever_a_queue_lost_at_the_same_time_is_doing(
     rabbitmq: RabbitMq, names: Names, channel: aio_pika.abc.AbstractChannel
 ) -> None:
     for round_trips in range(30):
+        before = asyncio.all_tasks()
         bus, inbox = AmqpBus(rabbitmq.amqp_url, source="test", retry=RETRY), Inbox()
         await bus.start()
         await bus.subscribe(names.queue(), [names.all], inbox.handle, inbox.bury)
@@ -82,14 +83,16 @@ async def test_closing_ends_whatever_a_queue_lost_at_the_same_time_is_doing(
             await channel.get_exchange("telar.events")
         async with asyncio.timeout(8):
             await bus.close()
+        assert [task for task in asyncio.all_tasks() - before if "libs/common/bus" in repr(task)] == []
 
 
-async def until_handled(bus: AmqpBus, names: Names, inbox: Inbox) -> None:
+async def expect_handled(bus: AmqpBus, names: Names, inbox: Inbox) -> None:
     async with asyncio.timeout(15):
         while not inbox.events:
             with suppress(Unroutable, BusUnavailable):
                 await bus.publish(names.event("again"))
             await asyncio.sleep(0.05)
+    assert {event.subject for event in inbox.events} == {"again"}
 
 
 async def test_one_event_published_twice_at_once_is_returned_twice(bus: AmqpBus, names: Names) -> None:

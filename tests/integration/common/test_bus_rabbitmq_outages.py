@@ -154,6 +154,8 @@ async def test_everything_is_declared_and_consumed_again_after_all_connections_a
         await until(alive, 30)
         stop.set()
         await publishing
+        assert set(inbox.numbers(f"s{number}")) & set(heard.numbers(f"s{number}"))
+        assert f"s{number}".encode() in lines
 
 
 async def test_a_bus_starts_while_the_broker_is_away_and_joins_it_later(

@@ -78,15 +78,22 @@ async def test_a_job_whose_replica_died_is_taken_over_when_the_lease_runs_out(
     make_leases: MakeLeases, database: Database, eventually: Eventually
 ) -> None:
     async with database.engine.begin() as connection:
-        await connection.execute(
+        held_until = await connection.scalar(
             text(
                 "INSERT INTO leases (name, holder, held_until, due_at)"
-                " VALUES ('orphan', 'dead:1', now() + interval '0.3 s', now())"
+                " VALUES ('orphan', 'dead:1', now() + interval '0.3 s', now()) RETURNING held_until"
             )
         )
-    job = Job()
+    free: list[bool] = []
+
+    async def look() -> None:
+        async with database.engine.connect() as connection:
+            free.append(bool(await connection.scalar(text("SELECT now() >= :end"), {"end": held_until})))
+
+    job = Job(look)
     make_leases().start("orphan", 3600, job)
     await eventually(lambda: job.ends == 1, 15)
+    assert free == [True]
 
 
 async def test_a_long_job_keeps_its_lease(make_leases: MakeLeases, database: Database, eventually: Eventually) -> None:

@@ -280,10 +280,11 @@ async def test_a_new_operation_is_begun_long_before_the_next_poll(lab: Lab, even
     await eventually(listening)
     operation_id = await lab.enqueue("prompt")
 
-    async def running() -> bool:
-        return (await lab.get(operation_id)).state is State.RUNNING
+    async def begun() -> bool:
+        return (await lab.get(operation_id)).state is not State.PENDING
 
-    await eventually(running, 15)
+    await eventually(begun, 15)
+    assert (await lab.get(operation_id)).state is State.RUNNING
 
 
 async def test_an_operation_is_found_by_polling_when_no_notification_comes(

@@ -143,6 +143,7 @@ async def test_a_client_that_goes_away_leaves_nothing_at_once(
     async with started(database_url, tmp_path) as service:
         writers = [await half_an_upload(service, total=64 * MIB, sent=4 * MIB) for _ in range(5)]
         await eventually(lambda: len(files(tmp_path)) == 5)
+        assert rows(database_url, "SELECT count(*) FROM uploads") == [(5,)]
         for writer in writers:
             writer.close()
         await eventually(lambda: is_clean(database_url, tmp_path))

@@ -101,7 +101,7 @@ async def client(issuer: TestIssuer, checks: Health) -> AsyncIterator[httpx.Asyn
         yield made
 
 
-def told(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:
+def expect_problem(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
     problem: dict[str, Any] = answer.json()
     assert problem["type"] == f"/problems/{slug}"
@@ -114,13 +114,13 @@ def told(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:
 async def test_wrong_fields_are_named_by_pointer(client: httpx.AsyncClient, issuer: TestIssuer) -> None:
     body = {"name": 3, "count": "many", "owner_id": "me"}
     answer = await client.post("/things", json=body, headers=issuer.headers("ada"))
-    problem = told(answer, 422, "invalid")
+    problem = expect_problem(answer, 422, "invalid")
     assert {error["pointer"] for error in problem["errors"]} == {"/body/name", "/body/count", "/body/owner_id"}
 
 
 async def test_malformed_json_is_a_400(client: httpx.AsyncClient, issuer: TestIssuer) -> None:
     headers = issuer.headers("ada") | {"content-type": "application/json"}
-    told(await client.post("/things", content=b'{"name": ', headers=headers), 400, "malformed-request")
+    expect_problem(await client.post("/things", content=b'{"name": ', headers=headers), 400, "malformed-request")
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -132,66 +132,66 @@ async def test_an_oversized_body_is_refused_however_it_comes(
             yield b" " * 100
 
     content: Any = pieces() if chunked else b" " * 1001
-    told(await client.post("/things", content=content, headers=issuer.headers("ada")), 413, "too-large")
+    expect_problem(await client.post("/things", content=content, headers=issuer.headers("ada")), 413, "too-large")
 
 
 async def test_an_unknown_path_and_a_wrong_method_are_problems_too(client: httpx.AsyncClient) -> None:
-    told(await client.get("/nowhere"), 404, "not-found")
+    expect_problem(await client.get("/nowhere"), 404, "not-found")
     answer = await client.delete("/broken")
-    told(answer, 405, "method-not-allowed")
+    expect_problem(answer, 405, "method-not-allowed")
     assert "GET" in answer.headers["allow"]
 
 
 async def test_a_surprise_says_nothing_of_its_cause(client: httpx.AsyncClient) -> None:
-    problem = told(await client.get("/broken"), 500, "internal")
+    problem = expect_problem(await client.get("/broken"), 500, "internal")
     assert "hunter2" not in str(problem)
 
 
 async def test_a_dead_database_is_a_503_to_come_back_to(client: httpx.AsyncClient) -> None:
     answer = await client.get("/no-database")
-    problem = told(answer, 503, "database-unavailable")
+    problem = expect_problem(answer, 503, "database-unavailable")
     assert int(answer.headers["retry-after"]) >= 1
     assert "10.0.0.9" not in str(problem)
 
 
 async def test_a_full_disk_is_a_507(client: httpx.AsyncClient) -> None:
-    told(await client.get("/full"), 507, "storage-full")
+    expect_problem(await client.get("/full"), 507, "storage-full")
 
 
 async def test_a_throttled_caller_learns_when_to_come_back(client: httpx.AsyncClient) -> None:
     answer = await client.get("/slow-down")
-    told(answer, 429, "too-many-requests")
+    expect_problem(answer, 429, "too-many-requests")
     assert answer.headers["retry-after"] == "7"
 
 
 async def test_every_problem_type_has_its_page(client: httpx.AsyncClient) -> None:
     assert (await client.get("/problems/too-large")).status_code == 200
-    told(await client.get("/problems/no-such-thing"), 404, "not-found")
+    expect_problem(await client.get("/problems/no-such-thing"), 404, "not-found")
 
 
 async def test_who_may_call_is_decided_by_the_token_alone(client: httpx.AsyncClient, issuer: TestIssuer) -> None:
-    told(await client.get("/admin"), 401, "unauthenticated")
-    told(await client.get("/admin", headers=issuer.headers("ada")), 403, "forbidden")
-    told(await client.get("/service", headers=issuer.headers("ada", role="ADMIN")), 403, "forbidden")
-    told(await client.get("/admin", headers=issuer.headers("s", role="SERVICE")), 403, "forbidden")
+    expect_problem(await client.get("/admin"), 401, "unauthenticated")
+    expect_problem(await client.get("/admin", headers=issuer.headers("ada")), 403, "forbidden")
+    expect_problem(await client.get("/service", headers=issuer.headers("ada", role="ADMIN")), 403, "forbidden")
+    expect_problem(await client.get("/admin", headers=issuer.headers("s", role="SERVICE")), 403, "forbidden")
     assert (await client.get("/admin", headers=issuer.headers("root", role="ADMIN"))).status_code == 200
     assert (await client.get("/service", headers=issuer.headers("s", role="SERVICE"))).status_code == 200
     narrow = issuer.headers("root", role="ADMIN", scopes=("things",))
-    told(await client.get("/admin", headers=narrow), 403, "forbidden")
+    expect_problem(await client.get("/admin", headers=narrow), 403, "forbidden")
 
 
 async def test_a_key_needs_the_scope_of_the_area(client: httpx.AsyncClient, issuer: TestIssuer) -> None:
     reader = issuer.headers("ada", scopes=("things:read",))
     assert (await client.get("/things/3", headers=reader)).status_code == 200
-    told(await client.post("/things", json={"name": "a", "count": 1}, headers=reader), 403, "forbidden")
-    told(await client.get("/things/3", headers=issuer.headers("ada", scopes=("vms",))), 403, "forbidden")
+    expect_problem(await client.post("/things", json={"name": "a", "count": 1}, headers=reader), 403, "forbidden")
+    expect_problem(await client.get("/things/3", headers=issuer.headers("ada", scopes=("vms",))), 403, "forbidden")
 
 
 @pytest.mark.parametrize(
     "value", ["Basic YWRhOng=", "Bearer", "Bearer ", "Bearer not.a.token", "bearer\tx", "Token abc"]
 )
 async def test_credentials_that_are_none_are_refused_and_not_ignored(client: httpx.AsyncClient, value: str) -> None:
-    told(await client.get("/admin", headers={"authorization": value}), 401, "unauthenticated")
+    expect_problem(await client.get("/admin", headers={"authorization": value}), 401, "unauthenticated")
 
 
 async def test_a_request_id_is_kept_if_it_is_harmless(client: httpx.AsyncClient) -> None:

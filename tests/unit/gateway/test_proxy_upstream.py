@@ -107,6 +107,7 @@ async def test_what_is_admitted_is_counted_a_moment_later() -> None:
     for _ in range(3):
         upstream.admit()
     async with asyncio.timeout(20):
-        while counter.collect()[0].samples[0].value != 3:  # noqa: ASYNC110 - a counter has no event to wait for
+        while counter.collect()[0].samples[0].value == 0:  # noqa: ASYNC110 - a counter has no event to wait for
             await asyncio.sleep(0.01)
+    assert counter.collect()[0].samples[0].value == 3
     upstream.close()

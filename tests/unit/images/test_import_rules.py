@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import pytest
 
 from libs.common.errors import Invalid, TelarError
@@ -56,11 +58,13 @@ def test_what_cannot_be_converted_is_refused_with_words(
 
 
 def test_disks_become_one_another() -> None:
-    disks = (Format.QCOW2, Format.RAW, Format.VMDK, Format.VHD)
-    for source in disks:
-        for target in disks:
-            if source is not target:
-                require_convertible(source, target, TIB, compress=target is Format.QCOW2)
+    refused = []
+    for source, target in permutations((Format.QCOW2, Format.RAW, Format.VMDK, Format.VHD), 2):
+        try:
+            require_convertible(source, target, TIB, compress=target is Format.QCOW2)
+        except TelarError as error:
+            refused.append((source, target, error.detail))
+    assert refused == []
 
 
 @pytest.mark.parametrize(

@@ -157,4 +157,5 @@ class HandlingContract:
 
         await bus.subscribe(names.queue(), [names.all], handle, Inbox().bury)
         await bus.publish(names.event())
-        await until(lambda: seen == [TRACEPARENT.split("-")[1]])
+        await until(lambda: bool(seen))
+        assert seen == [TRACEPARENT.split("-")[1]]
