@@ -161,8 +161,11 @@ async def test_27_a_strict_rule_without_a_living_node_leaves_the_machine_in_reco
     fault = Fault(kind="node_down", node="sv3")
     await cluster.lab.inject(fault)
     try:
-        await eventually(lambda: service(root, free), lambda seen: seen["node"] != "sv3")
-        assert (await service(root, sid))["state"] == "recovery"
+        await eventually(
+            lambda: service(root, free), lambda seen: (seen["node"] != "sv3", seen["state"]) == (True, "started")
+        )
+        bound = await service(root, sid)
+        assert (bound["node"], bound["state"]) == ("sv3", "recovery")
     finally:
         await cluster.lab.withdraw(fault.id)
     await expect_at(root, sid, "sv3")
