@@ -8,6 +8,7 @@ from uuid import uuid4
 from sqlalchemy import text
 
 from libs.common.db import Database, Notifications
+from libs.common.errors import Conflict
 from libs.common.operations import (
     CHANNEL,
     Backoff,
@@ -25,6 +26,7 @@ from libs.common.uow import UnitOfWorkFactory
 QUICK = Backoff(base_s=0.01, cap_s=0.05)
 STEPS = ("reserve", "place", "clone", "configure", "start")
 STAGES = ("begun", "intended", "called", "saved", "ending")
+Log = list[str]
 Eventually = Callable[..., Awaitable[None]]
 MakeDatabase = Callable[..., Awaitable[Database]]
 Hook = Callable[[StepContext, str, str], None]
@@ -90,6 +92,30 @@ async def sql(database: Database, statement: str, **values: Any) -> Sequence[Any
     async with database.engine.begin() as connection:
         result = await connection.execute(text(statement), values)
         return result.all() if result.returns_rows else ()
+
+
+def step(log: Log, name: str, run: Callable[[StepContext], Awaitable[Any]] | None = None, **options: Any) -> Step:
+    """A step that notes its run and its undo, and does `run` in between."""
+
+    async def noted(context: StepContext) -> Any:
+        log.append(name)
+        return await run(context) if run is not None else {"made": name}
+
+    async def undo(_context: StepContext) -> None:
+        log.append(f"undo {name}")
+
+    return Step(name, noted, options.pop("undo", undo), **options)
+
+
+async def refuse(_context: StepContext) -> None:
+    raise Conflict("The name is taken")
+
+
+async def run_to_end(lab: Lab, saga: Saga, eventually: Any, **given: Any) -> Operation:
+    operation_id = await lab.enqueue(saga.kind, **given)
+    await lab.runner(saga)
+    await eventually(lambda: lab.ended(operation_id))
+    return await lab.get(operation_id)
 
 
 class Cloud:

@@ -1,21 +1,9 @@
 """Kinds of which only so many run at once: the others wait as pending, and nothing else waits for them."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
-import pytest
-
-from libs.common.db import Database
 from libs.common.operations import Saga, State, Step, StepContext
 from tests.integration.common.operations_lab import Eventually, Lab
-
-
-@pytest.fixture
-async def lab(database: Database) -> AsyncIterator[Lab]:
-    lab = Lab(database)
-    await lab.start()
-    yield lab
-    await lab.close()
 
 
 async def test_a_bound_kind_runs_so_many_at_a_time_and_keeps_no_other_waiting(lab: Lab, eventually: Eventually) -> None:

@@ -1,12 +1,10 @@
 """Cancelling operations on a real database, at every point of their life."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from libs.common.db import Database
 from libs.common.errors import Conflict, Unavailable
 from libs.common.operations import (
     Backoff,
@@ -20,14 +18,6 @@ from libs.common.operations import (
 )
 from libs.common.uow import UnitOfWork
 from tests.integration.common.operations_lab import Eventually, Lab
-
-
-@pytest.fixture
-async def lab(database: Database) -> AsyncIterator[Lab]:
-    lab = Lab(database)
-    await lab.start()
-    yield lab
-    await lab.close()
 
 
 class Work:

@@ -5,10 +5,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
-
-import pytest
 
 from libs.common.db import Database
 from libs.common.operations import State, StepState
@@ -18,14 +15,6 @@ from tests.integration.common.operations_worker import crashing_saga
 ROOT = Path(__file__).parents[3]
 RUN_POINTS = {f"run-{step}-{stage}": (step, stage) for step in STEPS for stage in STAGES}
 UNDO_POINTS = {f"undo-{step}-{stage}": (step, stage) for step in STEPS for stage in ("undoing", "undone")}
-
-
-@pytest.fixture
-async def lab(database: Database) -> AsyncIterator[Lab]:
-    lab = Lab(database)
-    await lab.start()
-    yield lab
-    await lab.close()
 
 
 async def _kill_at(url: str, points: dict[str, tuple[str, str]]) -> dict[str, int]:

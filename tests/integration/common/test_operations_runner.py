@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,14 +16,6 @@ from libs.common.db import Database, DatabaseUnavailable, Notifications
 from libs.common.operations import CHANNEL, Operation, Saga, State, Step, StepContext, attempt, execution
 from libs.common.operations.store import OperationStore
 from tests.integration.common.operations_lab import Eventually, Lab, MakeDatabase, now_s
-
-
-@pytest.fixture
-async def lab(database: Database) -> AsyncIterator[Lab]:
-    lab = Lab(database)
-    await lab.start()
-    yield lab
-    await lab.close()
 
 
 class Gate:
