@@ -1,63 +1,16 @@
-"""The contract of the job store, on every MongoDB-compatible engine at hand."""
+"""The contract of the job store, on every MongoDB-compatible engine at hand: jobs and their items."""
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime
-from uuid import UUID
 
-import pytest
-
-from libs.common.bus.local import LocalBus
-from libs.common.bus.protocol import DeadLetter
-from libs.common.errors import Forbidden, QuotaExceeded, Unavailable
-from libs.common.events import Event
-from libs.common.idempotency import AnswerLost, IdempotencyKeyReused, StillRunning, Stored
-from libs.common.inbox import DeadLetterNotFound
-from libs.common.outbox import Pending
-from services.fetcher.domain.jobs import ItemState, JobKind, JobState
-from services.fetcher.models import Item, ItemFilter, Job
+from services.fetcher.domain.jobs import ItemState, JobState
+from services.fetcher.models import ItemFilter
 from services.fetcher.repository import (
-    MongoAccounts,
-    MongoIdempotencyStore,
-    MongoInbox,
     MongoItems,
     MongoJobs,
-    MongoOutboxStore,
     MongoStore,
 )
-from tests.integration.fetcher.conftest import OWNER, account_event
-
-
-def job(number: int = 1, **changes: object) -> Job:
-    fields: dict[str, object] = {
-        "id": f"job-{number:03d}",
-        "owner_id": OWNER,
-        "kind": JobKind.COLLECTION,
-        "database": "shop",
-        "collection": "products",
-        "created_at_ms": 1,
-        "updated_at_ms": 1,
-    }
-    return Job(**{**fields, **changes})  # type: ignore[arg-type]  # fields by name
-
-
-def event(subject: str, type_: str = "fetcher.job.created.v1", sequence: int = 1) -> Event:
-    return Event(
-        type=type_, subject=subject, source="/telar/fetcher", time=datetime.now(UTC), data={}, sequence=sequence
-    )
-
-
-def item(number: int, *, job_id: str = "job-001", domain: str = "a.example") -> Item:
-    return Item(
-        id=f"{job_id}:{number:05d}",
-        job_id=job_id,
-        document_id=str(number),
-        search_field="image",
-        position=1,
-        folder=f"shop/products/{number}-image",
-        url=f"http://{domain}/{number}.jpg",
-        domain=domain,
-    )
+from tests.integration.fetcher.records import event, item, job
 
 
 async def test_a_job_comes_back_as_it_was_written(store: MongoStore) -> None:
@@ -76,68 +29,6 @@ async def test_of_two_changes_of_the_same_version_one_wins(store: MongoStore) ->
     found = await jobs.get("job-001")
     assert found is not None
     assert (found.state, found.version) == (JobState.RUNNING, 2)
-
-
-async def test_events_leave_in_order_and_only_published_ones_go(store: MongoStore) -> None:
-    jobs, outbox = MongoJobs(store), MongoOutboxStore(store)
-    await jobs.add(job(), event("job-001"))
-    running = await jobs.change(job(), event("job-001", "fetcher.job.started.v1", 2), state=JobState.RUNNING)
-    assert running is not None
-    await jobs.change(running, event("job-001", "fetcher.job.completed.v1", 3), state=JobState.COMPLETED)
-    assert (await outbox.lag())[0] == 3
-
-    seen: list[list[str]] = []
-
-    async def first_only(batch: list[Pending]) -> list[int | str]:
-        seen.append([pending.event.type for pending in batch])
-        return [batch[0].key]
-
-    assert await outbox.relay_batch(first_only, 10) == 1  # type: ignore[arg-type]  # a list is a sequence
-    assert await outbox.relay_batch(first_only, 10) == 1  # type: ignore[arg-type]  # the same
-    assert seen == [
-        ["fetcher.job.created.v1", "fetcher.job.started.v1", "fetcher.job.completed.v1"],
-        ["fetcher.job.started.v1", "fetcher.job.completed.v1"],
-    ]
-    assert (await outbox.lag())[0] == 1
-
-
-async def test_only_one_relay_works_at_a_time(store: MongoStore) -> None:
-    await MongoJobs(store).add(job(), event("job-001"))
-
-    async def nothing(_batch: list[Pending]) -> list[int | str]:
-        return []
-
-    first, second = MongoOutboxStore(store), MongoOutboxStore(store)
-    called: list[str] = []
-
-    async def called_by_second(_batch: list[Pending]) -> list[int | str]:
-        called.append("second")
-        return []
-
-    await first.relay_batch(nothing, 10)  # type: ignore[arg-type]  # a list is a sequence
-    await second.relay_batch(called_by_second, 10)  # type: ignore[arg-type]  # the same
-    assert called == []
-
-
-async def test_a_deleted_job_stays_until_its_last_event_has_left(store: MongoStore) -> None:
-    jobs, outbox = MongoJobs(store), MongoOutboxStore(store)
-    await jobs.add(job(), event("job-001"))
-    await jobs.change(job(), event("job-001", "fetcher.job.deleted.v1", 2), state=JobState.DELETED)
-    assert await jobs.get("job-001") is None
-    await jobs.sweep()
-    assert (await outbox.lag())[0] == 2
-
-    async def all_of(batch: list[Pending]) -> list[int | str]:
-        return [pending.key for pending in batch]
-
-    await outbox.relay_batch(all_of, 10)  # type: ignore[arg-type]  # a list is a sequence
-    await jobs.sweep()
-    assert [found.id for found in await jobs.in_states([JobState.DELETED])] == ["job-001"]
-    assert await jobs.claim("job-001", holder="a", now_ms=1, until_ms=100)
-    assert not await jobs.claim("job-001", holder="b", now_ms=1, until_ms=100)
-    assert await jobs.note_planning("job-001", holder="a", purged=True)
-    await jobs.sweep()
-    assert await store.database["jobs"].count_documents({}) == 0
 
 
 async def test_jobs_are_listed_newest_first_by_owner_and_state(store: MongoStore) -> None:
@@ -288,109 +179,6 @@ async def test_a_file_is_known_by_its_path_and_metadata_by_its_folder(store: Mon
     assert await items.with_file("job-001", "shop/products/1-image/metadata.json")
     assert not await items.with_file("job-002", path)
     assert not await items.with_file("job-001", "shop/products/2-image/metadata.json")
-
-
-async def test_parallel_reservations_never_exceed_the_limit(store: MongoStore) -> None:
-    accounts = MongoAccounts(store)
-    await accounts.on_user_event(account_event(OWNER, fetch_jobs=3))
-    results = await asyncio.gather(
-        *(accounts.reserve(OWNER, f"job-{number}") for number in range(30)), return_exceptions=True
-    )
-    granted = [result for result in results if not isinstance(result, BaseException)]
-    assert len(granted) == 3
-    assert sum(isinstance(result, QuotaExceeded) for result in results) == 27
-    newest = max(granted, key=lambda usage: usage.sequence)
-    assert newest.used == {"fetch_jobs": 3}
-
-
-async def test_a_slot_is_free_again_after_its_release(store: MongoStore) -> None:
-    accounts = MongoAccounts(store)
-    await accounts.on_user_event(account_event(OWNER, fetch_jobs=1))
-    await accounts.reserve(OWNER, "job-1")
-    usage = await accounts.begin_release(OWNER, "job-1")
-    assert usage.used == {"fetch_jobs": 0}
-    with pytest.raises(QuotaExceeded):
-        await accounts.reserve(OWNER, "job-2")
-    await accounts.release("job-1")
-    assert (await accounts.reserve(OWNER, "job-2")).used == {"fetch_jobs": 1}
-
-
-async def test_unknown_and_disabled_accounts_get_no_slot_and_old_events_change_nothing(store: MongoStore) -> None:
-    accounts = MongoAccounts(store)
-    with pytest.raises(Unavailable):
-        await accounts.reserve(OWNER, "job-1")
-    await accounts.on_user_event(account_event(OWNER, fetch_jobs=-1, sequence=5))
-    await accounts.on_user_event(account_event(OWNER, disabled=True, sequence=4))
-    for number in range(4):
-        await accounts.reserve(OWNER, f"job-{number}")
-    await accounts.on_user_event(account_event(OWNER, disabled=True, sequence=6))
-    with pytest.raises(Forbidden):
-        await accounts.reserve(OWNER, "job-9")
-
-
-async def test_an_event_is_handled_once(store: MongoStore) -> None:
-    handled: list[str] = []
-
-    async def handler(given: Event) -> None:
-        handled.append(given.id)
-
-    inbox = MongoInbox("fetcher", LocalBus(), store, {"auth.user.created.v1": handler})
-    given = account_event(OWNER)
-    for _ in range(3):
-        await inbox.handle(given)
-    assert handled == [given.id]
-
-
-async def test_dead_letters_are_kept_listed_and_discarded(store: MongoStore) -> None:
-    inbox = MongoInbox("fetcher", LocalBus(), store, {})
-    at = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
-    for number in range(3):
-        await inbox.keep_dead(
-            DeadLetter(queue="fetcher", body=b"\x00\xff%d" % number, reason="no", deliveries=5, failed_at=at)
-        )
-    first = await inbox.dead_letters(after=None, limit=1)
-    rest = await inbox.dead_letters(after=first[0]["id"], limit=10)
-    assert [row["body"] for row in [*first, *rest]] == [b"\x00\xff0", b"\x00\xff1", b"\x00\xff2"]
-    assert first[0]["failed_at"] == at
-    await inbox.discard(first[0]["id"])
-    with pytest.raises(DeadLetterNotFound):
-        await inbox.discard(first[0]["id"])
-    with pytest.raises(DeadLetterNotFound):
-        await inbox.replay(UUID(int=0))
-
-
-async def test_an_idempotency_key_is_held_finished_and_answered_again(store: MongoStore) -> None:
-    keys = MongoIdempotencyStore(store)
-    assert await keys.begin("me", "k", "print") is None
-    with pytest.raises(StillRunning):
-        await keys.begin("me", "k", "print")
-    with pytest.raises(IdempotencyKeyReused):
-        await keys.begin("me", "k", "other")
-    answer = Stored(202, [("location", "/x")], b"\x00body")
-    await keys.finish("me", "k", answer)
-    assert await keys.begin("me", "k", "print") == answer
-    assert await keys.begin("you", "k", "print") is None
-
-
-async def test_a_key_is_given_back_unless_something_was_changed_under_it(store: MongoStore) -> None:
-    keys = MongoIdempotencyStore(store)
-    await keys.begin("me", "k", "print")
-    await keys.forget("me", "k")
-    assert await keys.begin("me", "k", "print") is None
-    await keys.mark(None, "me", "k")
-    await keys.forget("me", "k")
-    with pytest.raises(StillRunning):
-        await keys.begin("me", "k", "print")
-    await store.database["idempotency_keys"].update_one({"_id": "me:k"}, {"$set": {"lease_until_ms": 0}})
-    with pytest.raises(AnswerLost):
-        await keys.begin("me", "k", "print")
-
-
-async def test_of_many_equal_keys_one_may_go_on(store: MongoStore) -> None:
-    keys = MongoIdempotencyStore(store)
-    results = await asyncio.gather(*(keys.begin("me", "k", "print") for _ in range(20)), return_exceptions=True)
-    assert results.count(None) == 1
-    assert sum(isinstance(result, StillRunning) for result in results) == 19
 
 
 async def test_failures_are_told_by_domain_and_reason_and_retried_by_class(store: MongoStore) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from services.fetcher.adapters.storage import FolderStore
-from services.fetcher.domain.jobs import ItemState, JobKind
+from services.fetcher.domain.jobs import ItemState
 from services.fetcher.domain.troubles import Manners
 from services.fetcher.errors import JobStoreUnavailable
 from services.fetcher.models import Item, Job
 from services.fetcher.operations import Committer, Politeness, Rules, Scheduler
 from services.fetcher.operations.worker import Downloaded, ItemWorker, Outcome
 from services.fetcher.repository import MongoDomains, MongoItems, MongoPermits, MongoStore
+from tests.integration.fetcher.records import item, job
 
 LARGE, SMALL = "job-large", "job-small"
 
@@ -29,34 +30,6 @@ class OneAtATime:
         await self.go.acquire()
         downloaded(None)
         return Outcome(ItemState.COMPLETED, {"state": ItemState.COMPLETED.value, "attempts": max_attempts})
-
-
-def job(job_id: str) -> Job:
-    return Job(
-        id=job_id,
-        owner_id="ada",
-        kind=JobKind.COLLECTION,
-        database="shop",
-        collection="products",
-        created_at_ms=1,
-        updated_at_ms=1,
-    )
-
-
-def items(job_id: str, count: int) -> list[Item]:
-    return [
-        Item(
-            id=f"{job_id}:{number:05d}",
-            job_id=job_id,
-            document_id=str(number),
-            search_field="image",
-            position=1,
-            folder=f"shop/products/{number}-image",
-            url=f"http://a.example/{number}.jpg",
-            domain="a.example",
-        )
-        for number in range(count)
-    ]
 
 
 def politeness(store: MongoStore) -> Politeness:
@@ -88,11 +61,11 @@ async def test_items_taken_by_a_call_whose_answer_was_lost_are_not_held_for_ever
     store: MongoStore, tmp_path: Path, eventually: Callable[..., Awaitable[None]]
 ) -> None:
     repository = LosesAnAnswer(store)
-    await repository.add(items(SMALL, 4))
+    await repository.add([item(number, job_id=SMALL) for number in range(4)])
     downloads = OneAtATime()
     worker = cast("ItemWorker", downloads)
     scheduler, committer = scheduling(store, repository, worker, tmp_path)
-    await scheduler.set_jobs({SMALL: job(SMALL)}, {})
+    await scheduler.set_jobs({SMALL: job(id=SMALL)}, {})
     scheduler.start(committer)
     await eventually(lambda: downloads.turns == [SMALL])
     assert repository.lost == 4
@@ -133,14 +106,16 @@ async def test_a_place_that_frees_goes_to_the_job_served_longest_ago(
     store: MongoStore, tmp_path: Path, eventually: Callable[..., Awaitable[None]]
 ) -> None:
     repository = MongoItems(store)
-    await repository.add(items(LARGE, 40) + items(SMALL, 4))
+    await repository.add(
+        [item(number, job_id=name) for name, count in ((LARGE, 40), (SMALL, 4)) for number in range(count)]
+    )
     downloads = OneAtATime()
     worker = cast("ItemWorker", downloads)
     scheduler, committer = scheduling(store, repository, worker, tmp_path)
-    await scheduler.set_jobs({LARGE: job(LARGE)}, {})
+    await scheduler.set_jobs({LARGE: job(id=LARGE)}, {})
     scheduler.start(committer)
     await eventually(lambda: downloads.turns == [LARGE])
-    await scheduler.set_jobs({LARGE: job(LARGE), SMALL: job(SMALL)}, {})
+    await scheduler.set_jobs({LARGE: job(id=LARGE), SMALL: job(id=SMALL)}, {})
     for turn in range(2, 13):
         downloads.go.release()
         await eventually(lambda turn=turn: len(downloads.turns) == turn)
