@@ -26,10 +26,16 @@ _NAME = "auth"
 _FIRST_START = 0x7E1A_0A01
 
 
-def create_app(settings: AuthSettings, *, bus: Bus, verifier: TokenVerifier | None = None) -> FastAPI:
-    """Wire the service. `verifier` replaces the check against the gateway's keys, in tests."""
+def create_app(
+    settings: AuthSettings,
+    *,
+    bus: Bus,
+    verifier: TokenVerifier | None = None,
+    passwords: PwdlibPasswords | None = None,
+) -> FastAPI:
+    """Wire the service. Tests replace the check of tokens (`verifier`) and the hashing (`passwords`)."""
     runtime = SqlRuntime(_NAME, settings.common, settings.database_url, bus, handlers=HANDLERS, verifier=verifier)
-    passwords = PwdlibPasswords(concurrency=settings.hash_concurrency, queue=settings.hash_queue)
+    passwords = passwords or PwdlibPasswords(concurrency=settings.hash_concurrency, queue=settings.hash_queue)
     users = Users(runtime.uow, passwords, settings)
     sessions = Sessions(runtime.uow, passwords, settings)
     keys = ApiKeys(runtime.uow)

@@ -19,10 +19,13 @@ T = TypeVar("T")
 
 
 class PwdlibPasswords:
-    """`concurrency` threads do the hashing (argon2 lets go of the GIL); at most `queue` callers wait for them."""
+    """`concurrency` threads do the hashing (argon2 lets go of the GIL); at most `queue` callers wait for them.
 
-    def __init__(self, *, concurrency: int, queue: int) -> None:
-        self._hasher = PasswordHash((Argon2Hasher(), BcryptHasher()))
+    `argon2` is what a new hash costs: RFC 9106's second recommended set, unless tests ask for less.
+    """
+
+    def __init__(self, *, concurrency: int, queue: int, argon2: Argon2Hasher | None = None) -> None:
+        self._hasher = PasswordHash((argon2 or Argon2Hasher(), BcryptHasher()))
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="password")
         self._places = concurrency + queue
         self._taken = 0

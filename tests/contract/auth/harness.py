@@ -5,21 +5,26 @@ import itertools
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+from pwdlib.hashers.argon2 import Argon2Hasher
 
 from libs.common.clock import SystemClock
 from libs.common.events import Event
 from libs.common.ids import uuid7
 from libs.common.settings import CommonSettings
 from libs.common.testing.serving import Served, serving
+from services.auth.adapters.passwords import PwdlibPasswords
 from services.auth.main import create_app, migrate
 from services.auth.settings import AuthSettings
 
 PASSWORD = "correct horse battery staple"
 ADMIN_PASSWORD = "the administrator's own password"
+CHEAP = Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1)
+"""A real hash that costs next to nothing: most tests need a password, few what guessing it would take."""
 _names = itertools.count(1)
 
 
@@ -109,7 +114,9 @@ def event(event_type: str, owner: str, *, sequence: int, data: dict[str, Any], s
 @contextlib.asynccontextmanager
 async def running(database_url: str, folder: Path, **options: Any) -> AsyncIterator[Service]:
     """Migrate and run the service in this process."""
-    async with serving("auth", create_app, migrate, settings(database_url, folder, **options)) as served:
+    passwords = PwdlibPasswords(concurrency=2, queue=64, argon2=CHEAP)
+    make_app = partial(create_app, passwords=passwords)
+    async with serving("auth", make_app, migrate, settings(database_url, folder, **options)) as served:
         service = Service(**vars(served))
         service.admin = service.issuer.headers(str(uuid7()), role="ADMIN")  # one whom no test can disable
         service.gateway = service.issuer.headers("service:gateway", role="SERVICE")
