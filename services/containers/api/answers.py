@@ -4,12 +4,11 @@ import re
 from typing import Any, TypeVar
 
 from fastapi import Response
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.types import Scope
 
 from libs.common.errors import FieldError, Invalid
 from libs.common.operations_api import OperationView, accepted
-from libs.common.problems import CONTENT_TYPE
 from services.containers.schemas import StackOut
 from services.containers.service import NewStack, Views
 
@@ -19,18 +18,6 @@ _STREAMED = re.compile(r"/api/v1/stacks(/validate|/[^/]+/redeploy)?|/service")
 _STREAMED_FILES = re.compile(r"/api/v1/stacks/[^/]+/files(/.*)?")
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class Problem(BaseModel):
-    """RFC 9457 problem details."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
 
 
 class AcceptedStack(OperationView):
@@ -49,10 +36,7 @@ def streams_its_body(scope: Scope) -> bool:
 
 def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
     told = {"401": "No valid credentials", "403": "The key lacks a scope", **{k[1:]: v for k, v in statuses.items()}}
-    return {
-        int(status): {"description": text, "content": {CONTENT_TYPE: {"schema": Problem.model_json_schema()}}}
-        for status, text in told.items()
-    }
+    return {int(status): {"description": text} for status, text in told.items()}
 
 
 def form_body(model: type[BaseModel], *, with_zip: bool = True) -> dict[str, Any]:

@@ -3,34 +3,17 @@
 from typing import Any
 
 from fastapi import Response
-from pydantic import BaseModel, ConfigDict
 
 from libs.common.etag import etag, set_etag
-from libs.common.problems import CONTENT_TYPE
 from services.images.domain import Format, Status, Visibility, human_size
 from services.images.models import Image
 from services.images.schemas import ImageOut
 
 
-class Problem(BaseModel):
-    """RFC 9457 problem details."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-
-
 def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
     """Documented refusals, as `_404="…"`."""
     told = {"401": "No valid credentials", "403": "The key lacks a scope", **{k[1:]: v for k, v in statuses.items()}}
-    return {
-        int(status): {"description": text, "content": {CONTENT_TYPE: {"schema": Problem.model_json_schema()}}}
-        for status, text in told.items()
-    }
+    return {int(status): {"description": text} for status, text in told.items()}
 
 
 def shown(image: Image, response: Response) -> ImageOut:

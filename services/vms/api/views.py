@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Response
-from pydantic import BaseModel, ConfigDict
 
 from libs.common.etag import etag
 from libs.common.operations import Operation
 from libs.common.operations_api import accepted
-from libs.common.problems import CONTENT_TYPE
 from services.vms.domain.cluster import PendingChange
 from services.vms.domain.placement import Candidate
 from services.vms.domain.states import State, older_status
@@ -20,25 +18,10 @@ from services.vms.service import Listed, Placement
 from services.vms.service.machines import Live
 
 
-class Problem(BaseModel):
-    """RFC 9457 problem details."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-
-
 def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
     """Documented refusals, as `_404="…"`."""
     told = {"401": "No valid credentials", "403": "The key lacks a scope", **{k[1:]: v for k, v in statuses.items()}}
-    return {
-        int(status): {"description": text, "content": {CONTENT_TYPE: {"schema": Problem.model_json_schema()}}}
-        for status, text in told.items()
-    }
+    return {int(status): {"description": text} for status, text in told.items()}
 
 
 def vm_out(vm: Any) -> VmOut:
