@@ -31,6 +31,7 @@ from libs.common.outbox import OutboxRelay, SqlOutboxStore
 from libs.common.quotas import Owners
 from libs.common.settings import CommonSettings
 from libs.common.telemetry import Metrics
+from libs.common.trust import system_trust
 from libs.common.uow import UnitOfWorkFactory
 
 ReadRevocations = Callable[[], Awaitable[Iterable[Mapping[str, Any]]]]
@@ -42,7 +43,7 @@ class Identity:
     """A process's view of who may call it: the gateway's keys, what was revoked, and its own service token."""
 
     def __init__(self, service: str, settings: CommonSettings, bus: Bus, verifier: TokenVerifier | None = None) -> None:
-        self.http = httpx.AsyncClient(trust_env=False, timeout=5)
+        self.http = httpx.AsyncClient(verify=system_trust(), trust_env=False, timeout=5)
         self.tokens = ServiceTokens(
             service, gateway_url=settings.gateway_url, secret=settings.service_secret, http=self.http
         )

@@ -16,6 +16,7 @@ from libs.common.http.pool import Connection, Endpoint, Pool
 from libs.common.http.resolver import CheckedResolver, Lookup, system_lookup
 from libs.common.http.response import Response
 from libs.common.http.url import OutboundUrl, follow, parse
+from libs.common.trust import system_trust
 
 Method = Literal["GET", "HEAD"]
 
@@ -50,7 +51,7 @@ class GuardedClient:
     ) -> None:
         self._limits = limits or Limits()
         self._resolver = CheckedResolver(policy, lookup, ttl_s=resolve_ttl_s)
-        self._pool = Pool(ssl_context or ssl.create_default_context(), max_idle=max_idle, idle_s=idle_s)
+        self._pool = Pool(ssl_context or system_trust(), max_idle=max_idle, idle_s=idle_s)
         self._own_lines = f"User-Agent: {user_agent}\r\nAccept-Encoding: identity\r\n"
 
     async def __aenter__(self) -> Self:

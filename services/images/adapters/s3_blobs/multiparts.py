@@ -1,7 +1,6 @@
 """Multipart uploads that were begun and never ended: S3 keeps, and charges for, their parts until they are aborted."""
 
 import re
-import ssl
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from xml.etree import ElementTree as ET
 import httpx
 
 from libs.common.s3 import S3Account
+from libs.common.trust import system_trust
 from services.images.adapters.s3_blobs.signing import presigned
 from services.images.errors import BlobStoreUnavailable
 
@@ -66,7 +66,7 @@ class Multiparts:
             query=query,
         )
         try:
-            async with httpx.AsyncClient(timeout=_TIMEOUT_S, verify=ssl.create_default_context()) as http:
+            async with httpx.AsyncClient(timeout=_TIMEOUT_S, verify=system_trust()) as http:
                 answer = await http.request(method, url)
         except httpx.HTTPError as error:
             raise BlobStoreUnavailable("The bucket for images does not answer", retry_after_s=10) from error
