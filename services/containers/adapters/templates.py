@@ -47,7 +47,7 @@ def _defaults(properties: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 
 
 def _read(folder: Path) -> Template:
-    metadata: dict[str, Any] = yaml.safe_load((folder / "template.yaml").read_text())
+    metadata: dict[str, Any] = _yaml(folder / "template.yaml")
     starter = folder / "starter"
     template = Template(
         name=folder.name,
@@ -59,7 +59,7 @@ def _read(folder: Path) -> Template:
         port=metadata["port"],
         code=metadata.get("code"),
         variables=metadata["variables"],
-        fragment=yaml.safe_load((folder / "compose.yaml").read_text()),
+        fragment=_yaml(folder / "compose.yaml"),
         starter={path.name: path.read_text() for path in sorted(starter.glob("*")) if path.is_file()},
         build=_read_build(folder, metadata),
         scheme=metadata.get("scheme", "http"),
@@ -80,8 +80,13 @@ def _read_build(folder: Path, metadata: Mapping[str, Any]) -> Build | None:
     return Build(
         image=TemplateImage(**metadata.get("build", metadata)["image"]),
         script=script.read_text(),
-        fragment=yaml.safe_load((folder / "build.yaml").read_text()),
+        fragment=_yaml(folder / "build.yaml"),
     )
+
+
+def _yaml(path: Path) -> Any:
+    """Read a file with libyaml, ten times as fast as Python's own reader: every start reads thirty."""
+    return yaml.load(path.read_text(), yaml.CSafeLoader)
 
 
 class ConfiguredImages:
