@@ -14,6 +14,7 @@ from typing import Any
 import fastapi.dependencies.models
 import psycopg
 import pytest
+import structlog
 from sqlalchemy.engine import make_url
 
 from cli.backends import give_runtime_folder
@@ -25,6 +26,15 @@ for room in ("idempotency", "inbox", "leases", "operations", "outbox", "quotas")
     importlib.import_module(f"libs.common.{room}")
 
 setup_tracing("telar-tests", None)  # as every process does first
+# As structlog does by itself, but plain: drawing a traceback in colours takes longer than most tests that log one.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
+        structlog.processors.KeyValueRenderer(key_order=["level", "event"]),
+    ]
+)
 _numbers = itertools.count(1)
 MakeDatabase = Callable[..., Awaitable[Database]]
 

@@ -30,13 +30,13 @@ CANARIES = {
 def lines() -> Iterator[list[bytes]]:
     """Every log line of the process, as the real pipeline hands it on."""
     root = logging.getLogger()
-    handlers, level = root.handlers, root.level
+    handlers, level, before = root.handlers, root.level, structlog.get_config()
     found: list[bytes] = []
     pipeline = setup_logging(CommonSettings(embedded=True, log_format="json", log_level="debug"))
     pipeline.add_sink(found.append)
     yield found
     pipeline.close()
-    structlog.reset_defaults()
+    structlog.configure(**before)
     root.handlers, root.level = handlers, level
 
 

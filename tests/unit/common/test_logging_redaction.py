@@ -49,7 +49,7 @@ def test_a_long_line_is_redacted_in_no_time() -> None:
 def make_pipeline() -> Iterator[Callable[..., LogPipeline]]:
     """Installs the real pipeline, and the one of before at the end."""
     root = logging.getLogger()
-    handlers, level = root.handlers, root.level
+    handlers, level, before = root.handlers, root.level, structlog.get_config()
     made: list[LogPipeline] = []
 
     def make(**settings: Any) -> LogPipeline:
@@ -59,7 +59,7 @@ def make_pipeline() -> Iterator[Callable[..., LogPipeline]]:
     yield make
     for pipeline in made:
         pipeline.close()
-    structlog.reset_defaults()
+    structlog.configure(**before)
     root.handlers, root.level = handlers, level
 
 
