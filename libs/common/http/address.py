@@ -118,10 +118,11 @@ class AddressPolicy:
 
     def __init__(self, allow_networks: Iterable[Network] = ()) -> None:
         self._allowed = tuple(_plain(network) for network in allow_networks)
+        self._known = lru_cache(maxsize=1024)(lambda address: next(self._refusals(address), None))
 
     def check(self, address: Address) -> Reason | None:
         """Why `address` may not be dialled; None if it may. Every address inside it has to pass."""
-        return next(self._refusals(address), None)
+        return self._known(address)
 
     def _refusals(self, address: Address) -> Iterator[Reason]:
         for plain in unmapped(address):

@@ -42,11 +42,11 @@ class MongoItems:
         if without:
             query["domain"] = {"$nin": sorted(without)} if len(without) > 1 else {"$ne": next(iter(without))}
         with job_store_errors():
-            due = await self._items.find(query, {"_id": 1}).limit(limit).to_list(limit)
+            due = await self._items.find(query).limit(limit).to_list(limit)
             if not due:
                 return []
             ids = {"_id": {"$in": [document["_id"] for document in due]}}
-            await self._items.update_many(
+            claimed = await self._items.update_many(
                 {**ids, **equal(state=ItemState.PENDING.value)},
                 {
                     "$set": {
@@ -57,6 +57,8 @@ class MongoItems:
                     "$inc": {"attempts": 1},
                 },
             )
+            if claimed.modified_count == len(due):  # nobody else took one in between
+                return [_as_claimed(document) for document in due]
             taken = await self._items.find({**ids, **_held_by(holder)}).to_list(limit)
         return [Item.from_document(document) for document in taken]
 
@@ -184,6 +186,11 @@ class MongoItems:
                 None
             )
         return rows
+
+
+def _as_claimed(document: Mapping[str, Any]) -> Item:
+    changes = {"state": ItemState.DOWNLOADING.value, "attempts": document["attempts"] + 1}
+    return Item.from_document({**document, **changes})
 
 
 def _held_by(holder: str) -> dict[str, Any]:
