@@ -1,7 +1,7 @@
 """The transactional outbox: events are written with the change they tell of, then relayed to the bus.
 
-The relay holds its rows with `FOR UPDATE SKIP LOCKED`, publishes, waits for the confirm and marks them. One relay at a
-time works per database (an advisory lock), so that the events of a subject leave in the order they were written.
+The relay reads the oldest rows, publishes, waits for the confirms and marks them. One relay at a time works per
+database (an advisory lock), so that the events of a subject leave in the order they were written.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import psycopg
 import structlog
 from sqlalchemy import (
     BigInteger,
@@ -28,12 +29,11 @@ from sqlalchemy import (
     insert,
     select,
     text,
-    update,
 )
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from libs.common.bus.protocol import Bus
-from libs.common.db import COMMON_METADATA, Database, Notifications, drain, transaction
+from libs.common.db import COMMON_METADATA, Database, Notifications, database_errors, drain, transaction
 from libs.common.errors import TelarError, Unavailable
 from libs.common.events import Event
 from libs.common.telemetry import Metrics
@@ -41,6 +41,12 @@ from libs.common.telemetry import Metrics
 CHANNEL = "telar_outbox"
 RETENTION = "7 days"
 _ADVISORY_LOCK = 0x7E1A_0B0C
+_RELAYS_OPTIONS = "-c synchronous_commit=off -c idle_session_timeout=60s"
+_TAKE_TURN = "SELECT pg_try_advisory_lock(%s)"
+_LEAVE_TURN = "SELECT pg_advisory_unlock(%s)"
+_OLDEST = "SELECT id, body FROM outbox WHERE published_at IS NULL ORDER BY id LIMIT %s"
+_MARK = "UPDATE outbox SET published_at = now() WHERE id = ANY(%s)"
+_COUNT_ATTEMPT = "UPDATE outbox SET attempts = attempts + 1 WHERE id = ANY(%s)"
 
 outbox_table = Table(
     "outbox",
@@ -88,8 +94,14 @@ class OutboxStore(Protocol):
     """Where unpublished events wait. `relay` calls `publish` for them in writing order and keeps what it returns."""
 
     async def relay_batch(self, publish: "PublishBatch", limit: int) -> int:
-        """Hold up to `limit` of the oldest events, `publish` them, mark those it returns; give how many."""
+        """Read up to `limit` of the oldest events, `publish` them, mark those it returns; give how many.
+
+        Only one process's store does so at a time; the others give 0.
+        """
         ...
+
+    async def close(self) -> None:
+        """Leave the turn to another process."""
 
     async def sweep(self) -> None:
         """Forget events published longer ago than the retention."""
@@ -104,42 +116,54 @@ class PublishBatch(Protocol):
 
 
 class SqlOutboxStore:
-    """The outbox table of one service's PostgreSQL database."""
+    """The outbox table of one service's PostgreSQL database.
+
+    It relays over a connection of its own, whose session holds the lock: a process that dies loses its turn at once,
+    one that stands still when the server ends its silent session. Marks do not wait for the disk: an event whose mark
+    is lost is published again, and the inbox drops it.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._has_turn = False
 
     async def relay_batch(self, publish: PublishBatch, limit: int) -> int:
-        async with transaction(self._database) as session:
-            alone = await session.scalar(select(func.pg_try_advisory_xact_lock(_ADVISORY_LOCK)))
-            if not alone:
-                return 0
-            rows = await session.execute(
-                select(outbox_table.c.id, outbox_table.c.body)
-                .where(outbox_table.c.published_at.is_(None))
-                .order_by(outbox_table.c.id)
-                .limit(limit)
-                .with_for_update(skip_locked=True)
+        with database_errors():
+            try:
+                return await self._relay_batch(publish, limit)
+            except BaseException:
+                await self.close()
+                raise
+
+    async def _relay_batch(self, publish: PublishBatch, limit: int) -> int:
+        if self._connection is None:
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._database.conninfo, autocommit=True, connect_timeout=5, options=_RELAYS_OPTIONS
             )
-            batch = [Pending(row.id, Event.from_json(row.body)) for row in rows]
-            if not batch:
-                return 0
-            done = set(await publish(batch))
-            if done:
-                await session.execute(
-                    update(outbox_table)
-                    .where(outbox_table.c.id.in_(bindparam("ids", expanding=True)))
-                    .values(published_at=func.now()),
-                    {"ids": list(done)},
-                )
-            failed = [pending.key for pending in batch if pending.key not in done]
-            if failed:
-                await session.execute(
-                    update(outbox_table)
-                    .where(outbox_table.c.id.in_(failed))
-                    .values(attempts=outbox_table.c.attempts + 1)
-                )
-            return len(done)
+        ask = self._connection.execute
+        if not self._has_turn:
+            answer = await (await ask(_TAKE_TURN, (_ADVISORY_LOCK,))).fetchone()
+            self._has_turn = answer is not None and answer[0]
+        if not self._has_turn:
+            return 0
+        rows = await (await ask(_OLDEST, (limit,), binary=True)).fetchall()
+        if not rows:
+            return 0
+        done = set(await publish([Pending(key, Event.from_json(body)) for key, body in rows]))
+        if done:
+            await ask(_MARK, (list(done),))
+        if len(done) < len(rows):
+            await ask(_COUNT_ATTEMPT, ([key for key, _ in rows if key not in done],))
+        if not done:  # another process may reach a broker that this one does not
+            await ask(_LEAVE_TURN, (_ADVISORY_LOCK,))
+            self._has_turn = False
+        return len(done)
+
+    async def close(self) -> None:
+        connection, self._connection, self._has_turn = self._connection, None, False
+        if connection is not None:
+            await connection.close()
 
     async def sweep(self) -> None:
         async with transaction(self._database) as session:
@@ -190,6 +214,7 @@ class OutboxRelay:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        await self._store.close()
 
     async def _run(self) -> None:
         with contextlib.ExitStack() as stack:

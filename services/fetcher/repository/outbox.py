@@ -41,6 +41,9 @@ class MongoOutboxStore:
                 )
         return len(done)
 
+    async def close(self) -> None:
+        """Nothing to let go: the lease ends by itself."""
+
     async def sweep(self) -> None:
         """Nothing to forget: an event's field goes when it is published."""
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import BigInteger, Column, MetaData, Table, Text, func, select
+from sqlalchemy import BigInteger, Column, MetaData, Table, Text, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from libs.common.bus import BusUnavailable, LocalBus, RetryPolicy
@@ -204,17 +204,20 @@ async def test_a_failing_handler_ends_as_a_dead_letter_that_can_be_replayed(
     assert await inbox.dead_letters(after=None, limit=10) == []
 
 
+class Moody(LocalBus):
+    """A bus that is away until told otherwise."""
+
+    away = True
+
+    async def publish(self, event: Event) -> None:
+        if self.away:
+            raise BusUnavailable
+        await super().publish(event)
+
+
 async def test_a_bus_that_is_away_loses_nothing(
     uow: UnitOfWorkFactory, database: Database, eventually: Eventually
 ) -> None:
-    class Moody(LocalBus):
-        away = True
-
-        async def publish(self, event: Event) -> None:
-            if self.away:
-                raise BusUnavailable
-            await super().publish(event)
-
     bus = Moody()
     await bus.start()
     await Inbox("counter", bus, uow, {Ticked.event_type: count_tick}).start()
@@ -262,6 +265,53 @@ async def test_two_relays_keep_the_order_of_each_subject(
     for relay in relays:
         await relay.close()
     assert all(numbers == sorted(numbers) for numbers in seen.values())
+
+
+async def test_a_relay_that_cannot_publish_leaves_its_turn_to_one_that_can(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database, eventually: Eventually
+) -> None:
+    await Inbox("counter", bus, uow, {Ticked.event_type: count_tick}).start()
+    for number in range(1, 21):
+        await tick(uow, f"s{number % 4}", number)
+    relays = [OutboxRelay(SqlOutboxStore(database), one, poll_s=0.02) for one in (Moody(), bus)]
+    await relays[0].start()
+
+    async def tried() -> bool:
+        return any(row["attempts"] for row in await rows(database, outbox_table))
+
+    await eventually(tried)
+    await relays[1].start()
+
+    async def arrived() -> bool:
+        return sum((await handled(database)).values()) == 20
+
+    await eventually(arrived)
+    for relay in relays:
+        await relay.close()
+
+
+@pytest.mark.usefixtures("relay")
+async def test_a_relay_whose_session_is_ended_goes_on_with_another(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database, eventually: Eventually
+) -> None:
+    holder = text(
+        "SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database"
+        " WHERE locktype = 'advisory' AND datname = current_database()"
+    )
+    await Inbox("counter", bus, uow, {Ticked.event_type: count_tick}).start()
+    await tick(uow, "before", 1)
+
+    async def arrived(subject: str) -> bool:
+        return subject in await handled(database)
+
+    await eventually(lambda: arrived("before"))
+    async with transaction(database) as session:
+        pids = list((await session.execute(holder)).scalars())
+        assert len(pids) == 1
+        await session.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pids[0]})
+    await tick(uow, "after", 1)
+    await eventually(lambda: arrived("after"))
+    assert await handled(database) == {"before": 1, "after": 1}
 
 
 async def test_only_published_events_are_swept(uow: UnitOfWorkFactory, database: Database) -> None:

@@ -37,10 +37,17 @@ async def lost_or_cancelled(channel: AbstractChannel) -> Awaitable[object]:
     return ended
 
 
-async def settle(settlement: Awaitable[None]) -> None:
-    """Ack or reject; where the channel is gone the broker delivers the message again, which is the contract."""
+async def settle(message: AbstractIncomingMessage, *, refused: bool = False) -> None:
+    """Ack or reject; where the channel is gone the broker delivers the message again, which is the contract.
+
+    Nothing waits until it is written, so that what is settled together is written together.
+    """
+    tag = message.delivery_tag or 0
     with suppress(BrokerLost), broker_faults():
-        await settlement
+        if refused:
+            await message.channel.basic_reject(tag, requeue=False, wait=False)
+        else:
+            await message.channel.basic_ack(tag, wait=False)
 
 
 class Subscription:
@@ -96,7 +103,7 @@ class Subscription:
         with self._in_flight.track_inprogress():
             outcome = await self._processor.process(incoming, lanes)
         # What even the dead letter handler refuses goes to the broker's dead letter queue, and so frees its subject.
-        await settle(message.reject(requeue=False) if outcome is Outcome.REFUSED else message.ack())
+        await settle(message, refused=outcome is Outcome.REFUSED)
 
     async def _on_dead_letter(self, lanes: Lanes, message: AbstractIncomingMessage) -> None:
         lanes.add("", partial(self._bury, lanes, message))
@@ -104,7 +111,7 @@ class Subscription:
     async def _bury(self, lanes: Lanes, message: AbstractIncomingMessage) -> None:
         reason, deliveries = _why_dead(message)
         await self._burier.bury(message.body, reason, deliveries, lanes)
-        await settle(message.ack())
+        await settle(message)
 
 
 class PrivateListener:
@@ -145,7 +152,7 @@ class PrivateListener:
                     await self._handler(event)
         except Exception:  # noqa: BLE001  # a listener's failure is its own
             _log.exception("event_listener_failed", message_id=message.message_id)
-        await settle(message.ack())
+        await settle(message)
 
 
 def _delivery_count(message: AbstractIncomingMessage) -> int:

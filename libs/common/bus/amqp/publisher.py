@@ -3,13 +3,16 @@
 import asyncio
 import itertools
 from collections.abc import Awaitable
+from typing import cast
 
-from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
+from aio_pika import DeliveryMode
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import DeliveryError, PublishError
+from aiormq import Channel
+from pamqp.commands import Basic
 
 from libs.common.bus.amqp.link import BrokerLost, Link, broker_faults, close_quietly
-from libs.common.bus.amqp.topology import declare_events, queue_name
+from libs.common.bus.amqp.topology import EVENTS_EXCHANGE, declare_events, queue_name
 from libs.common.bus.protocol import BusUnavailable, Unroutable
 from libs.common.events import CONTENT_TYPE, Event
 
@@ -24,45 +27,42 @@ class Publisher:
         self._source = source
         self._timeout_s = timeout_s
         self._channel: AbstractChannel | None = None
-        self._events: AbstractExchange | None = None
+        self._open: Channel | None = None
         self._turnstile = asyncio.Lock()
         self._numbers = itertools.count(1)
 
     def ready(self) -> bool:
-        return self._events is not None and not self._link.blocked()
+        return self._open is not None and not self._link.blocked()
 
     async def attach(self, connection: AbstractConnection) -> Awaitable[object]:
-        self._channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        self._events = await declare_events(self._channel)
-        return self._channel.closed()
+        self._channel = channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        await declare_events(channel)
+        self._open = cast("Channel", await channel.get_underlay_channel())
+        return channel.closed()
 
     async def detach(self) -> None:
-        channel, self._channel, self._events = self._channel, None, None
+        channel, self._channel, self._open = self._channel, None, None
         await close_quietly(channel)
 
     async def publish(self, event: Event) -> None:
         """Raises BusUnavailable or Unroutable, as the protocol says."""
-        if self._events is None:
-            raise BusUnavailable("not connected to the broker")
-        await self._send(self._events, event.type, self._message(event.to_json(), event.id, event.type))
+        await self._send(EVENTS_EXCHANGE, event.type, event.to_json(), event.id, event.type)
 
     async def redeliver(self, queue: str, body: bytes) -> None:
-        if self._channel is None:
-            raise BusUnavailable("not connected to the broker")
-        await self._send(self._channel.default_exchange, queue_name(queue), self._message(body, "redelivery", None))
+        await self._send("", queue_name(queue), body, "redelivery", None)
 
-    def _message(self, body: bytes, event_id: str, event_type: str | None) -> Message:
-        return Message(
-            body,
+    async def _send(self, exchange: str, routing_key: str, body: bytes, event_id: str, event_type: str | None) -> None:
+        channel = self._open
+        if channel is None:
+            raise BusUnavailable("not connected to the broker")
+        properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             delivery_mode=DeliveryMode.PERSISTENT,
-            type=event_type,
+            message_type=event_type,
             app_id=self._source,
             # aiormq finds the publish that was returned by this id: two of one event under way must not share it.
             message_id=f"{event_id}:{next(self._numbers)}",
         )
-
-    async def _send(self, exchange: AbstractExchange, routing_key: str, message: Message) -> None:
         try:
             with broker_faults():
                 async with asyncio.timeout(self._timeout_s):
@@ -70,7 +70,15 @@ class Publisher:
                     # The turnstile is first come, first served, so that the order of calls survives the wait.
                     async with self._turnstile:
                         await self._link.unblocked()
-                    await exchange.publish(message, routing_key, mandatory=True)
+                    # aio-pika's exchanges wait here until the message is written, so that each is a call to the system.
+                    await channel.basic_publish(
+                        body,
+                        exchange=exchange,
+                        routing_key=routing_key,
+                        properties=properties,
+                        mandatory=True,
+                        wait=False,
+                    )
         except BrokerLost as error:
             cause = error.__cause__
             if isinstance(cause, PublishError):
