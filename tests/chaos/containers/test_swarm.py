@@ -1,6 +1,7 @@
 """The same stacks on a Swarm of one node: deployed with `docker stack deploy`, followed, changed, removed."""
 
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,35 +11,44 @@ import docker
 import httpx
 import pytest
 
-from libs.common.testing.stack import require_engine
 from services.containers.domain.stacks import project_name
+from tests.chaos.containers.own_engine import own_engine
 from tests.contract.containers.harness import SITE, Service, running, zip_of
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 DEADLINE_S = 150
+IMAGES = ["telar/nginx:1.26", "telar/copyparty:1.20", "telar/nodejs:20", "telar/mariadb:11.8"]
 
 
 @pytest.fixture(scope="module")
-def swarm() -> Iterator[docker.DockerClient]:
-    """The Swarm that the engine manages.
+def address() -> Iterator[str]:
+    """Of an engine that manages a swarm of one node.
 
-    None is made for the tests: when a swarm is left again, an engine (20.10) forgets the names of all that runs on it,
+    It is an engine of the test's own: when a swarm is left, an engine (20.10) forgets the names of all that runs on it,
     and services of others do not find each other any more.
     """
-    require_engine()
-    with contextlib.closing(docker.from_env()) as client:
-        if client.info()["Swarm"]["LocalNodeState"] != "active":
-            pytest.skip("the engine manages no swarm: docker swarm init --advertise-addr 127.0.0.1 on one of your own")
+    with (
+        tempfile.TemporaryDirectory(prefix="telar-") as folder,
+        own_engine(Path(folder), IMAGES) as address,
+        contextlib.closing(docker.DockerClient(address)) as client,
+    ):
+        client.swarm.init(advertise_addr="127.0.0.1", listen_addr="127.0.0.1:2378")
+        yield address
+        client.swarm.leave(force=True)
+        client.networks.get("docker_gwbridge").remove()
+
+
+@pytest.fixture(scope="module")
+def swarm(address: str) -> Iterator[docker.DockerClient]:
+    with contextlib.closing(docker.DockerClient(address)) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-async def service(
-    swarm: docker.DockerClient, database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Service]:
-    assert swarm.ping()
+async def service(address: str, database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
     folder: Path = tmp_path_factory.mktemp("swarm")
-    async with running(database_url, folder, orchestrator="swarm", healthy_timeout_s=90) as service:
+    options = {"orchestrator": "swarm", "docker_host": address, "healthy_timeout_s": 90}
+    async with running(database_url, folder, **options) as service:
         yield service
 
 
