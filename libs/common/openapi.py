@@ -52,6 +52,12 @@ _FIRST_ERROR = "400"
 _REPLACED = ("HTTPValidationError", "ValidationError")
 
 
+def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
+    """A route's own words for what it refuses, as `_404="…"`, and what every route that needs a key refuses."""
+    told = {"_401": "No valid credentials", "_403": "The key lacks a scope", **statuses}
+    return {int(status[1:]): {"description": words} for status, words in told.items()}
+
+
 def install(app: FastAPI) -> None:
     """Complete the document that the app makes of its routes, once, when it is first asked for."""
     made_by_routes = app.openapi

@@ -1,4 +1,4 @@
-"""What the routes share: problems they answer with, checked bodies, answers to accepted work."""
+"""What the routes share: checked bodies, answers to accepted work."""
 
 import re
 from typing import Any, TypeVar
@@ -32,11 +32,6 @@ def streams_its_body(scope: Scope) -> bool:
     if method == "POST" and _STREAMED.fullmatch(path):
         return True
     return method in ("PUT", "POST") and _STREAMED_FILES.fullmatch(path) is not None
-
-
-def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
-    told = {"401": "No valid credentials", "403": "The key lacks a scope", **{k[1:]: v for k, v in statuses.items()}}
-    return {int(status): {"description": text} for status, text in told.items()}
 
 
 def form_body(model: type[BaseModel], *, with_zip: bool = True) -> dict[str, Any]:

@@ -7,15 +7,9 @@ from fastapi import APIRouter, Request, Response
 
 from libs.common.auth import CurrentUser
 from libs.common.etag import IfMatch
+from libs.common.openapi import problems
 from services.containers.adapters.forms import read_form
-from services.containers.api.answers import (
-    NOT_FOUND,
-    AcceptedStack,
-    accepted_stack,
-    form_body,
-    problems,
-    validated,
-)
+from services.containers.api.answers import NOT_FOUND, AcceptedStack, accepted_stack, form_body, validated
 from services.containers.schemas import RevisionList, StackRedeploy, StackRollback
 from services.containers.service import Changes, Stacks, Views
 from services.containers.settings import ContainersSettings

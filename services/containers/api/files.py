@@ -12,8 +12,9 @@ from fastapi.responses import StreamingResponse
 
 from libs.common.auth import CurrentUser
 from libs.common.etag import IfMatch
+from libs.common.openapi import problems
 from services.containers.adapters.forms import bounded_body, file_in_form
-from services.containers.api.answers import NOT_FOUND, problems
+from services.containers.api.answers import NOT_FOUND
 from services.containers.domain.tree import Entry, EntryKind
 from services.containers.ports import Tree
 from services.containers.schemas import FileListing, FileOut

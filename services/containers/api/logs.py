@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from libs.common.auth import CurrentUser
-from services.containers.api.answers import NOT_FOUND, problems
+from libs.common.openapi import problems
+from services.containers.api.answers import NOT_FOUND
 from services.containers.models import Stack
 from services.containers.schemas import LogLineOut, StackStats
 from services.containers.service import Stacks, Views

@@ -7,16 +7,10 @@ from fastapi import APIRouter, Request, Response
 
 from libs.common.auth import CurrentUser
 from libs.common.etag import IfMatch, set_etag
+from libs.common.openapi import problems
 from libs.common.pagination import PageQuery, page
 from services.containers.adapters.forms import read_form
-from services.containers.api.answers import (
-    NOT_FOUND,
-    AcceptedStack,
-    accepted_stack,
-    form_body,
-    problems,
-    validated,
-)
+from services.containers.api.answers import NOT_FOUND, AcceptedStack, accepted_stack, form_body, validated
 from services.containers.domain.stacks import Action, State
 from services.containers.errors import InvalidStack, StackState
 from services.containers.repository import sort_value

@@ -6,9 +6,10 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 
 from libs.common.auth import CurrentUser
+from libs.common.openapi import problems
 from libs.common.operations import Operation
 from libs.common.operations_api import OperationView, accepted
-from services.images.api.views import image_out, problems
+from services.images.api.views import image_out
 from services.images.models import Image
 from services.images.schemas import ConvertRequest, ImageOut, ImportRequest
 from services.images.service import Conversions, Imports

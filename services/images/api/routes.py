@@ -10,13 +10,14 @@ from libs.common.auth import CurrentUser, Principal, requires_scope
 from libs.common.auth.dependencies import current_principal
 from libs.common.etag import IfMatch
 from libs.common.middleware import header
+from libs.common.openapi import problems
 from libs.common.pagination import PageQuery, page
 from services.images.api import tus
 from services.images.api.downloads import DownloadRoutes, add_downloads
 from services.images.api.imports import add_imports
 from services.images.api.multipart import MultipartFile
 from services.images.api.sharing import add_provenance, add_sharing, add_verification
-from services.images.api.views import image_out, problems, shown
+from services.images.api.views import image_out, shown
 from services.images.domain import Format, Status, Visibility
 from services.images.repository import ImageFilter, sort_value
 from services.images.schemas import ImageDescription, ImageOut, ImagePage, ImagePatch, StatsOut, UploadOut

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Response
 
 from libs.common.auth import CurrentUser
 from libs.common.etag import IfMatch, set_etag
+from libs.common.openapi import problems
 from libs.common.operations_api import OperationView, accepted
-from services.images.api.views import problems
 from services.images.schemas import MembersIn, MembersOut, ProvenanceOut
 from services.images.service import Integrity, Provenance, Sharing
 from services.images.service.sharing import Shared

@@ -1,6 +1,4 @@
-"""How images and refusals are shown."""
-
-from typing import Any
+"""How images are shown."""
 
 from fastapi import Response
 
@@ -8,12 +6,6 @@ from libs.common.etag import etag, set_etag
 from services.images.domain import Format, Status, Visibility, human_size
 from services.images.models import Image
 from services.images.schemas import ImageOut
-
-
-def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
-    """Documented refusals, as `_404="…"`."""
-    told = {"401": "No valid credentials", "403": "The key lacks a scope", **{k[1:]: v for k, v in statuses.items()}}
-    return {int(status): {"description": text} for status, text in told.items()}
 
 
 def shown(image: Image, response: Response) -> ImageOut:

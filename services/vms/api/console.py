@@ -13,8 +13,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from libs.common.auth import CurrentUser, Principal, requires_scope
 from libs.common.errors import Malformed, TelarError
+from libs.common.openapi import problems
 from libs.common.problems import from_exception, problem_response
-from services.vms.api.views import problems
 from services.vms.errors import TicketRefused, ViewerUnfit
 from services.vms.service.consoles import Consoles, Drawn
 from services.vms.service.relay import DISPLAY_ENDED, VIEWER_LEFT

@@ -5,9 +5,10 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from libs.common.auth import AdminOnly, requires_scope
+from libs.common.openapi import problems
 from libs.common.operations_api import OperationView, location
 from libs.common.pagination import PageQuery, page
-from services.vms.api.views import problems, vm_out
+from services.vms.api.views import vm_out
 from services.vms.domain.drift import RESOLUTIONS, Kind
 from services.vms.models import Drift
 from services.vms.schemas import DifferenceOut, DriftList, DriftOut, Resolved, ResolveDrift

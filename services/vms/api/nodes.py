@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 
 from libs.common.auth import AdminOnly
-from services.vms.api.views import problems
+from libs.common.openapi import problems
 from services.vms.schemas import MaintenanceWish
 from services.vms.schemas.fields import ClusterName
 from services.vms.service import Nodes

@@ -8,18 +8,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from libs.common.auth import AdminOnly, CurrentUser, Principal, requires_scope
 from libs.common.auth.dependencies import bearer_token, current_principal
 from libs.common.etag import IfMatch, set_etag
+from libs.common.openapi import problems
 from libs.common.operations_api import OperationView
 from libs.common.pagination import PageQuery, page
 from services.vms.api.nodes import add_nodes
 from services.vms.api.templates import add_templates
-from services.vms.api.views import (
-    begun,
-    node_out,
-    placement_out,
-    problems,
-    vm_detail,
-    vm_out,
-)
+from services.vms.api.views import begun, node_out, placement_out, vm_detail, vm_out
 from services.vms.domain.states import Action, State
 from services.vms.repository import VmFilter, sort_value
 from services.vms.schemas import (

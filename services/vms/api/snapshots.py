@@ -6,8 +6,9 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Path, Query, Response
 
 from libs.common.auth import CurrentUser, requires_scope
+from libs.common.openapi import problems
 from services.vms.api.routes import BEGUN
-from services.vms.api.views import begun, problems
+from services.vms.api.views import begun
 from services.vms.domain.history import Timeframe
 from services.vms.domain.snapshots import NAME_PATTERN, SnapshotTree
 from services.vms.schemas import MetricsOut, RollBack, SnapshotList, SnapshotOut, TakeSnapshot

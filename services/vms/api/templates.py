@@ -8,9 +8,10 @@ from fastapi import APIRouter, Depends, Response
 from libs.common.auth import AdminOnly, Principal
 from libs.common.auth.dependencies import current_principal
 from libs.common.etag import IfMatch
+from libs.common.openapi import problems
 from libs.common.operations import Operation
 from libs.common.operations_api import OperationView, accepted
-from services.vms.api.views import problems, template_out
+from services.vms.api.views import template_out
 from services.vms.models import TemplateRecord
 from services.vms.schemas import CreateTemplate, TemplateList, TemplateOut
 from services.vms.service import Listed, Templates

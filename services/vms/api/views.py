@@ -18,12 +18,6 @@ from services.vms.service import Listed, Placement
 from services.vms.service.machines import Live
 
 
-def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
-    """Documented refusals, as `_404="…"`."""
-    told = {"401": "No valid credentials", "403": "The key lacks a scope", **{k[1:]: v for k, v in statuses.items()}}
-    return {int(status): {"description": text} for status, text in told.items()}
-
-
 def vm_out(vm: Any) -> VmOut:
     """A record, or a row with its columns."""
     return VmOut(
