@@ -10,12 +10,12 @@ from libs.common.auth import TokenVerifier
 from libs.common.bus import Bus
 from libs.common.http import AddressPolicy, GuardedClient
 from libs.common.runtime import SqlRuntime
+from libs.common.sealing import Sealer
 from services.containers import api
 from services.containers.adapters.code import FolderCodeStore
 from services.containers.adapters.compose import ComposeCommand
 from services.containers.adapters.engine import DockerEngine
 from services.containers.adapters.git import GitCommand
-from services.containers.adapters.sealing import FernetSealer
 from services.containers.adapters.swarm import SwarmCommand, SwarmEngine
 from services.containers.adapters.templates import ConfiguredImages, FolderCatalog
 from services.containers.adapters.tree import CodeTree
@@ -53,7 +53,7 @@ def create_app(settings: ContainersSettings, *, bus: Bus, verifier: TokenVerifie
     repositories = GitCommand(
         web, timeout_s=settings.git_timeout_s, max_bytes=settings.max_git_bytes, ca_file=settings.git_ca_file
     )
-    sealer = FernetSealer(settings.secret or settings.common.service_secret)
+    sealer = Sealer(settings.secret or settings.common.service_secret, "telar/containers/git-token")
     images = ConfiguredImages(engine, settings.images, settings.image_prefix)
     renderer = Renderer(catalog, images, compose, code, settings)
     planner = Planner(catalog, renderer, settings)
@@ -66,7 +66,7 @@ def create_app(settings: ContainersSettings, *, bus: Bus, verifier: TokenVerifie
         planner=planner,
         renderer=renderer,
         repositories=repositories,
-        sealer=sealer,
+        sources=sources,
         settings=settings,
     )
     runtime.run_operations(sagas(deployment, Endings(settings), settings))

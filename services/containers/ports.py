@@ -182,13 +182,6 @@ class Repositories(Protocol):
         ...
 
 
-class Sealer(Protocol):
-    """Keeps what is stored unreadable for whoever has the database alone."""
-
-    def seal(self, plain: str) -> str: ...
-    def open(self, sealed: str) -> str: ...
-
-
 class Tree(Protocol):
     """A stack's code as files; links are as if they were not there. All but `write` block.
 

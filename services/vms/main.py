@@ -10,11 +10,11 @@ from libs.common.auth import TokenVerifier
 from libs.common.bus import Bus
 from libs.common.inbox import EventHandler
 from libs.common.runtime import SqlRuntime
+from libs.common.sealing import Sealer
 from services.vms import api, legacy
 from services.vms.adapters.exporter import PveCollector
 from services.vms.adapters.images import HttpImages
 from services.vms.adapters.proxmox import Breakers, ProxmoxCluster
-from services.vms.adapters.sealing import FernetSealer
 from services.vms.adapters.seeds import NoCloudSeeds
 from services.vms.api import console, drift, snapshots
 from services.vms.consumers import handlers
@@ -60,7 +60,7 @@ def create_app(
     templates = Templates(runtime.uow, fleet, catalog, images, defaults)
     known |= handlers(templates)
     vmids = Vmids(runtime.uow, fleet, first=settings.vmid_first, last=settings.vmid_last, settle_s=settings.settle_s)
-    sealer = FernetSealer(settings.common.service_secret)
+    sealer = Sealer(settings.common.service_secret, "telar/vms/guest-password")
     works = sagas(settings, runtime.uow, fleet, catalog, vmids, sealer, NoCloudSeeds(), images)
     runtime.run_operations(works, concurrency=settings.operations_at_once)
     sync = StateSync(runtime.uow, fleet, lag_s=settings.statistics_lag_s)

@@ -230,13 +230,3 @@ class Seeds(Protocol):
     async def build(self, seed: Seed, *, password: str | None) -> bytes:
         """An ISO image of the seed; the password is kept in it as a hash alone."""
         ...
-
-
-class Sealer(Protocol):
-    """Keeps a secret unreadable where it is stored."""
-
-    def seal(self, plain: str) -> str: ...
-
-    def open(self, sealed: str) -> str:
-        """Raises ValueError if it was sealed with another key."""
-        ...

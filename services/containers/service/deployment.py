@@ -1,10 +1,8 @@
 """The work behind a stack's operations, one idempotent method for each step."""
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -19,13 +17,14 @@ from services.containers.domain.stacks import Action, Limits, StackService, Stat
 from services.containers.domain.templates import starter_of
 from services.containers.errors import InvalidStack, RevisionNotFound, RevisionUnusable, StackNotFound
 from services.containers.models import Stack, StackRevision
-from services.containers.ports import CodeStore, Compose, Engine, GitAccess, Repositories, Sealer
+from services.containers.ports import CodeStore, Compose, Engine, Repositories
 from services.containers.repository import PortRepository, RevisionRepository, StackRepository
 from services.containers.service.health import HealthWatch
 from services.containers.service.planning import Planner
 from services.containers.service.records import mirror, services_of
 from services.containers.service.rendering import Renderer
 from services.containers.service.reservations import Reservations
+from services.containers.service.sources import Sources
 from services.containers.settings import ContainersSettings
 
 _log = structlog.get_logger()
@@ -44,7 +43,7 @@ class Deployment:
         planner: Planner,
         renderer: Renderer,
         repositories: Repositories,
-        sealer: Sealer,
+        sources: Sources,
         settings: ContainersSettings,
     ) -> None:
         self._uow = uow
@@ -54,7 +53,7 @@ class Deployment:
         self._planner = planner
         self._renderer = renderer
         self._repositories = repositories
-        self._sealer = sealer
+        self._sources = sources
         self._settings = settings
         self._health = HealthWatch(engine, settings)
         self._reservations = Reservations(settings)
@@ -70,7 +69,9 @@ class Deployment:
         path = await asyncio.to_thread(self._code.new_archive, stack_id, revision.archive)
         if source.commit is not None and await asyncio.to_thread(path.exists):
             return source.commit
-        commit = await self._repositories.archive(source.url, source.ref or DEFAULT_REF, self._access(revision), path)
+        commit = await self._repositories.archive(
+            source.url, source.ref or DEFAULT_REF, self._sources.access(revision.git_credentials), path
+        )
         async with self._uow() as uow:
             stored = await self._locked_revision(uow, stack_id, number)
             stored.source = replace(source, commit=commit).to_json()
@@ -261,12 +262,6 @@ class Deployment:
             else:
                 raise RevisionUnusable(f"The engine has the image of {name} ({image.name}) no more")
         return images
-
-    def _access(self, revision: StackRevision) -> GitAccess | None:
-        if revision.git_credentials is None:
-            return None
-        opened: dict[str, Any] = json.loads(self._sealer.open(revision.git_credentials))
-        return GitAccess(opened["username"], opened["token"])
 
     async def _load(self, stack_id: UUID, number: int) -> tuple[Stack, StackRevision]:
         async with self._uow() as uow:

@@ -1,12 +1,14 @@
 """Where a stack's code comes from, as asked for; and the sealed credentials of its repository."""
 
 import json
+from typing import Any
 
 from libs.common.http import parse
+from libs.common.sealing import Sealer
 from services.containers.domain.revisions import Source, SourceKind
 from services.containers.domain.sources import is_git_ref
-from services.containers.errors import InvalidStack
-from services.containers.ports import Repositories, Sealer
+from services.containers.errors import GitRefused, InvalidStack
+from services.containers.ports import GitAccess, Repositories
 from services.containers.schemas import GitWanted
 
 _DEFAULT_USERNAME = "git"
@@ -47,10 +49,24 @@ class Sources:
         }
         return self._sealer.seal(json.dumps(kept))
 
+    def access(self, sealed: str | None) -> GitAccess | None:
+        """What a revision's sealed credentials let in with; raises GitRefused if they cannot be opened."""
+        if sealed is None:
+            return None
+        kept = self._opened(sealed)
+        return GitAccess(kept["username"], kept["token"])
+
     def sealed_again(self, before: str | None, asked: GitWanted, url: str | None) -> str | None:
         """What is kept for a later revision: the new token, or the old one if it is for the same origin."""
         fresh = self.sealed(asked)
         if fresh is not None or before is None or url is None:
             return fresh
-        kept = json.loads(self._sealer.open(before))
+        kept = self._opened(before)
         return before if kept["origin"] == list(parse(url).origin) else None
+
+    def _opened(self, sealed: str) -> dict[str, Any]:
+        try:
+            kept: dict[str, Any] = json.loads(self._sealer.open(sealed))
+        except ValueError as error:
+            raise GitRefused("The deploy token cannot be read any more; send git_token again") from error
+        return kept

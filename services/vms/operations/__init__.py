@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from libs.common.operations import Saga
+from libs.common.sealing import Sealer
 from libs.common.uow import UnitOfWorkFactory
 from services.vms.domain.states import Action
 from services.vms.operations.adopt import AdoptVm
@@ -15,7 +16,7 @@ from services.vms.operations.seeding import Seeding
 from services.vms.operations.snapshots import SnapshotWork
 from services.vms.operations.templates import TemplateSagas
 from services.vms.operations.update import UpdateVm
-from services.vms.ports import Images, Sealer, Seeds
+from services.vms.ports import Images, Seeds
 from services.vms.service import Catalog, Fleet, Vmids
 from services.vms.settings import VmsSettings
 

@@ -5,6 +5,7 @@ from uuid import UUID
 from libs.common import quotas
 from libs.common.operations import Json, Operation, Saga, Step, StepContext
 from libs.common.operations import State as OperationState
+from libs.common.sealing import Sealer
 from libs.common.uow import UnitOfWork
 from services.vms.domain.cluster import Inventory
 from services.vms.domain.network import card, ipconfig
@@ -23,7 +24,6 @@ from services.vms.operations.failover import elsewhere, second_chance
 from services.vms.operations.machines import Machines, grow_disk, start_machine
 from services.vms.operations.placing import Case, Placer
 from services.vms.operations.seeding import Seeding
-from services.vms.ports import Sealer
 from services.vms.repository import VmidRepository, VmRepository
 from services.vms.service import Catalog
 from services.vms.service.locating import Found

@@ -3,6 +3,7 @@
 import structlog
 
 from libs.common.operations import Json, StepContext
+from libs.common.sealing import Sealer
 from services.vms.domain.cluster import SEED_FILE
 from services.vms.domain.seed import Seed
 from services.vms.domain.states import hostname
@@ -11,7 +12,7 @@ from services.vms.errors import MachineMissing, NodeDown, ProxmoxFailure, SeedRe
 from services.vms.models import Vm
 from services.vms.operations.failover import elsewhere
 from services.vms.operations.machines import Machines, reaching
-from services.vms.ports import Sealer, Seeds
+from services.vms.ports import Seeds
 from services.vms.repository import VmRepository
 
 _log = structlog.get_logger()

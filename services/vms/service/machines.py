@@ -14,6 +14,7 @@ from libs.common.auth import Principal
 from libs.common.ids import uuid7
 from libs.common.operations import Operation
 from libs.common.pagination import PageRequest
+from libs.common.sealing import Sealer
 from libs.common.uow import UnitOfWorkFactory
 from services.vms.domain.cluster import SIZE_OPTIONS, PendingChange, Power
 from services.vms.domain.network import Rules
@@ -38,7 +39,7 @@ from services.vms.errors import (
 )
 from services.vms.events import VmCreated
 from services.vms.models import Vm
-from services.vms.ports import Images, Sealer
+from services.vms.ports import Images
 from services.vms.repository import TemplateRepository, VmFilter, VmRepository
 from services.vms.schemas import CreateVm, UpdateVm, Wish
 from services.vms.service.access import Reference, begin, changeable, visible

@@ -13,12 +13,12 @@ from libs.common.errors import QuotaExceeded, Unavailable
 from libs.common.http import AddressPolicy, GuardedClient
 from libs.common.ids import uuid7
 from libs.common.quotas import Owners, on_user_event
+from libs.common.sealing import Sealer
 from libs.common.testing.serving import user_event
 from libs.common.uow import UnitOfWorkFactory
 from services.containers.adapters.code import FolderCodeStore
 from services.containers.adapters.compose import ComposeCommand
 from services.containers.adapters.git import GitCommand
-from services.containers.adapters.sealing import FernetSealer
 from services.containers.adapters.templates import ConfiguredImages, FolderCatalog
 from services.containers.domain.revisions import ImageRecord
 from services.containers.domain.stacks import Observed, ServiceUsage
@@ -85,7 +85,7 @@ class World:
         renderer = Renderer(FolderCatalog(), images, compose, self.code, self.settings)
         planner = Planner(FolderCatalog(), renderer, self.settings)
         repositories = GitCommand(GuardedClient(AddressPolicy()), timeout_s=1, max_bytes=1)
-        sources = Sources(repositories, FernetSealer(SecretStr("secret")))
+        sources = Sources(repositories, Sealer(SecretStr("secret"), "tests"))
         self.stacks = Stacks(self.uow, engine, self.code, planner, sources, self.settings, Owners(self.uow, nobody))
 
     async def user(self, user_id: str, stacks: int = -1, cores: int = -1) -> str:
