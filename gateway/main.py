@@ -31,6 +31,7 @@ from libs.common.errors import Unauthenticated
 from libs.common.events import Event
 from libs.common.ids import uuid7
 from libs.common.logging import LOG_CHANNEL
+from libs.common.tasks import cancel
 from libs.common.telemetry import Metrics
 
 Settings = GatewaySettings
@@ -131,9 +132,7 @@ class _Gateway:
         _log.info("gateway_ready", service="gateway")
         yield
         self.checks.draining = True
-        for task in following:
-            task.cancel()
-        await asyncio.gather(*following, return_exceptions=True)
+        await cancel(*following)
         for upstream in self.upstreams.values():
             upstream.close()
         await self.http.aclose()

@@ -23,6 +23,7 @@ from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from libs.common.errors import StorageFull, TelarError, Unavailable
+from libs.common.tasks import cancel
 
 COMMON_METADATA = MetaData()
 """Tables of every service (outbox, inbox, operations, leases, …), made by `libs.common.migrations`."""
@@ -178,9 +179,7 @@ class Notifications:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await cancel(self._task)
             self._task = None
 
     @contextlib.contextmanager

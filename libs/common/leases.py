@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from libs.common.db import COMMON_METADATA, Database, as_database_error, database_errors
 from libs.common.errors import Kind, TelarError
+from libs.common.tasks import cancel
 
 Job = Callable[[], Awaitable[None]]
 """Must be idempotent: a replica that dies in the middle leaves it to another, which begins it anew."""
@@ -58,9 +59,7 @@ class Leases:
 
     async def close(self) -> None:
         """Break off the jobs under way and let go of their leases, so that another replica begins them at once."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
         self._tasks.clear()
 
     async def run_exclusively(self, name: str, every_s: float, job: Job) -> None:
@@ -89,9 +88,7 @@ class Leases:
             await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)
             ended = working.done()
         finally:
-            working.cancel()
-            keeping.cancel()
-            await asyncio.gather(working, keeping, return_exceptions=True)
+            await cancel(working, keeping)
             await self._let_go(name, holder, every_s if ended else 0.0)
         if not ended:
             _log.warning("lease_lost", lease=name)

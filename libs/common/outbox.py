@@ -36,6 +36,7 @@ from libs.common.bus.protocol import Bus
 from libs.common.db import COMMON_METADATA, Database, Notifications, database_errors, drain, transaction
 from libs.common.errors import TelarError, Unavailable
 from libs.common.events import Event
+from libs.common.tasks import cancel
 from libs.common.telemetry import Metrics
 
 CHANNEL = "telar_outbox"
@@ -210,9 +211,7 @@ class OutboxRelay:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await cancel(self._task)
             self._task = None
         await self._store.close()
 

@@ -1,7 +1,6 @@
 """What a service with a PostgreSQL database stands on, started and stopped in the right order."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from libs.common.outbox import CHANNEL as OUTBOX_CHANNEL
 from libs.common.outbox import OutboxRelay, SqlOutboxStore
 from libs.common.quotas import Owners
 from libs.common.settings import CommonSettings
+from libs.common.tasks import cancel
 from libs.common.telemetry import Metrics
 from libs.common.trust import system_trust
 from libs.common.uow import UnitOfWorkFactory
@@ -64,9 +64,7 @@ class Identity:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await cancel(self._task)
         await self.http.aclose()
 
     async def knows_user(self, userid: str) -> bool:
@@ -188,9 +186,7 @@ class SqlRuntime:
     async def close(self) -> None:
         """Stop taking work, let what is under way reach a safe point, let go of everything but the bus."""
         self.health.draining = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
         if self.runner is not None:
             await self.runner.close()
         await self.leases.close()

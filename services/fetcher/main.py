@@ -20,6 +20,7 @@ from libs.common.ids import uuid7
 from libs.common.measures import measure_disks
 from libs.common.outbox import OutboxRelay
 from libs.common.runtime import Identity, repeat
+from libs.common.tasks import cancel
 from libs.common.telemetry import Metrics
 from services.fetcher import legacy
 from services.fetcher.adapters.decoders import DecoderPool
@@ -206,9 +207,7 @@ class _Fetcher:
     async def close(self) -> None:
         """Stop taking work, give back what is under way, let go of everything but the bus."""
         self.health.draining = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
         await self.runner.close()
         await self._decoders.close()
         await self._client.aclose()

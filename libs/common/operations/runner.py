@@ -20,6 +20,7 @@ from libs.common.operations.saga import Saga
 from libs.common.operations.service import Operations
 from libs.common.operations.store import OperationStore
 from libs.common.operations.table import CANCEL, CHANNEL
+from libs.common.tasks import cancel
 from libs.common.telemetry import Metrics
 from libs.common.uow import UnitOfWorkFactory
 
@@ -97,7 +98,7 @@ class OperationRunner:
         self._closing = True
         self._wake.set()
         await asyncio.wait({claiming}, timeout=3.0)  # not cancelled: a claim cut off in the middle keeps its lease
-        await _cancel(claiming, listening)
+        await cancel(claiming, listening)
         for held in self._held:
             held.execution.stopping = True
         tasks = {held.task for held in self._held}
@@ -107,7 +108,7 @@ class OperationRunner:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=2.0)
-        await _cancel(renewing)
+        await cancel(renewing)
 
     # Claiming
 
@@ -224,9 +225,3 @@ class OperationRunner:
             if renewed[held.lease[0]]:
                 held.execution.request_cancel()
         return True
-
-
-async def _cancel(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

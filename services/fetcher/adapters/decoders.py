@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import structlog
 
+from libs.common.tasks import cancel
 from services.fetcher.adapters import decoder_process
 from services.fetcher.domain.jobs import Check
 from services.fetcher.ports import Body, Picture, PictureRefused, Result
@@ -64,9 +65,7 @@ class DecoderPool:
 
     async def close(self) -> None:
         self._waiting.clear()
-        for start in list(self._starts):
-            start.cancel()
-        await asyncio.gather(*self._starts, return_exceptions=True)
+        await cancel(*self._starts)
         for decoder in list(self._decoders):
             decoder.abort()
         for process in list(self._all):  # its starter was cancelled in between

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from libs.common.errors import TelarError
+from libs.common.tasks import cancel
 from services.fetcher.domain.jobs import ItemState
 from services.fetcher.models import Failure, Item
 from services.fetcher.operations.worker import ItemWorker, Outcome
@@ -86,9 +87,7 @@ class Committer:
         try:
             await self.flush()
         finally:  # only now: a batch that is being stored must not be stored again beside it
-            for loop in self._loops:
-                loop.cancel()
-            await asyncio.gather(*self._loops, return_exceptions=True)
+            await cancel(*self._loops)
 
     async def flush(self) -> None:
         """Write everything that was put before. Raises JobStoreUnavailable, and then keeps what is not written."""

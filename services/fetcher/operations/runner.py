@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from libs.common.errors import TelarError, Unavailable
+from libs.common.tasks import cancel
 from services.fetcher.domain.jobs import ItemState, JobState, outcome
 from services.fetcher.models import Job
 from services.fetcher.operations.committer import Committer
@@ -78,9 +79,7 @@ class JobRunner:
 
     async def close(self) -> None:
         """Stop taking work; unfinished items are given back."""
-        for task in (*self._tasks, *self._slow.values()):
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._slow.values(), return_exceptions=True)
+        await cancel(*self._tasks, *self._slow.values())
         await self._scheduler.close()
 
     async def _supervise(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from libs.common.errors import TelarError
+from libs.common.tasks import cancel
 from services.fetcher.domain.jobs import ItemState, JobState
 from services.fetcher.models import Failure, Item, Job
 from services.fetcher.operations.committer import Committer
@@ -108,9 +109,7 @@ class Scheduler:
     async def close(self) -> None:
         """Stop, give back what was not finished, write what was."""
         self._closing = True
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await cancel(*self._loops)
         with contextlib.suppress(TelarError):  # the leases run out by themselves
             await self._drop(set(self._jobs), ItemState.PENDING)
             await self._outcomes.close()
@@ -337,9 +336,7 @@ class Scheduler:
         ids = [self._running[task].id for task in tasks]
         for lane in [lane for lane in self._waiting if lane[0] in job_ids]:
             ids += [item.id for item in self._waiting.pop(lane)]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*tasks)
         ids = [item_id for item_id in ids if item_id not in self._outcomes]
         await self._items.give_back(self._holder, ids, state, now_ms=self._now_ms())
         if state is ItemState.CANCELLED:

@@ -8,6 +8,7 @@ from uuid import UUID
 import structlog
 
 from libs.common.operations import StepContext
+from libs.common.tasks import cancel
 from libs.common.uow import UnitOfWorkFactory
 from services.vms.errors import (
     MachineMissing,
@@ -121,8 +122,7 @@ class Machines:
                     raise TurnedBack("Cancelled while the cluster was at work")
             await waiting
         finally:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
+            await cancel(waiting)
 
     async def stop(self, context: StepContext, found: Found, *, suffix: str = "") -> None:
         """Cut a machine's power, unless it is off. `suffix` tells machines apart that one step works on."""

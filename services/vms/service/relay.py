@@ -5,6 +5,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Protocol
 
+from libs.common.tasks import cancel
 from services.vms.domain import rfb
 from services.vms.errors import ViewerUnfit
 from services.vms.ports import Display
@@ -41,9 +42,7 @@ async def converse(viewer: Viewer, display: Display, ended: Awaitable[str], traf
         await asyncio.wait({talk, end}, return_when=asyncio.FIRST_COMPLETED)
         return end.result() if end.done() else talk.result()
     finally:
-        for task in (talk, end):
-            task.cancel()
-        await asyncio.gather(talk, end, return_exceptions=True)
+        await cancel(talk, end)
 
 
 async def _talk(viewer: Viewer, display: Display, traffic: Traffic) -> str:
@@ -62,9 +61,7 @@ async def _talk(viewer: Viewer, display: Display, traffic: Traffic) -> str:
         done, _ = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         return done.pop().result()
     finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        await cancel(*pumps)
 
 
 async def _to_display(viewer: Viewer, display: Display, traffic: Traffic, ahead: bytes) -> str:

@@ -14,6 +14,7 @@ from libs.common.bus.amqp.link import BrokerLost, Link, asked_to_stop, broker_fa
 from libs.common.bus.amqp.topology import BROADCAST_EXCHANGE, declare_broadcast, declare_private
 from libs.common.bus.metrics import BusMetrics
 from libs.common.bus.protocol import BroadcastHandler
+from libs.common.tasks import cancel
 
 _log = structlog.get_logger()
 _BUFFER = 1_000
@@ -54,9 +55,7 @@ class BroadcastSender:
     async def detach(self) -> None:
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await cancel(task)
         self._dropped.inc(len(self._buffer))
         self._buffer.clear()
         channel, self._channel = self._channel, None

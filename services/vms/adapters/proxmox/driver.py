@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from opentelemetry.trace import SpanKind
 
+from libs.common.tasks import cancel
 from libs.common.telemetry import tracer
 from services.vms.adapters.proxmox import parsing
 from services.vms.adapters.proxmox.breaker import Breakers
@@ -71,8 +72,7 @@ class ProxmoxCluster:
     async def close(self) -> None:
         await self._watch.close()
         if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+            await cancel(self._looking)
         await self._session.close()
 
     async def check(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from libs.common.tasks import cancel
 from services.vms.domain.cluster import node_of, safe_upid
 from services.vms.errors import NodeDown, ProxmoxFailure, ProxmoxRefused
 
@@ -56,8 +57,7 @@ class TaskWatch:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel(self._task)
         for waiters in list(self._waiting.values()):
             for waiter in waiters:
                 waiter.cancel()
