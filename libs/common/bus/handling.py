@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -16,7 +16,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from libs.common.bus.lanes import Abandoned, Lanes
 from libs.common.bus.metrics import BusMetrics
-from libs.common.bus.protocol import DeadLetter, DeadLetterHandler, Handler, TransientFailure
+from libs.common.bus.protocol import DeadLetter, DeadLetterHandler, Handler, TransientFailure, Unroutable
 from libs.common.clock import Clock
 from libs.common.events import Event
 
@@ -73,49 +73,53 @@ class Incoming:
 
 
 class Tracing:
-    """Consumer spans that continue the trace in which the event was born."""
+    """Spans of what is done with an event, in the trace in which it was born."""
 
     def __init__(self, system: str, provider: trace.TracerProvider | None = None) -> None:
         self._system = system
         self._tracer = trace.get_tracer("telar.bus", tracer_provider=provider)
         self._propagator = TraceContextTextMapPropagator()
 
-    @contextmanager
-    def publishing(self, event: Event) -> Iterator[None]:
-        """Hand the event over inside a span `<type> publish`, in the trace in which the event was born."""
-        with self._tracer.start_as_current_span(
-            f"{event.type} publish",
-            context=self._born(event),
-            kind=SpanKind.PRODUCER,
-            attributes={
-                "messaging.system": self._system,
-                "messaging.operation.type": "send",
-                "messaging.operation.name": "publish",
-                "messaging.destination.name": "telar.events",
-                "messaging.message.id": event.id,
-            },
-        ):
-            yield
+    def publishing(self, event: Event) -> AbstractContextManager[trace.Span]:
+        """Hand the event over inside a span `<type> publish`."""
+        return self._span(event, SpanKind.PRODUCER, "publish", "send", "telar.events")
 
-    @contextmanager
-    def processing(self, event: Event, destination: str) -> Iterator[None]:
-        """Run the handler inside a span `<type> process` (OpenTelemetry semantic conventions for messaging)."""
-        with self._tracer.start_as_current_span(
-            f"{event.type} process",
-            context=self._born(event),
-            kind=SpanKind.CONSUMER,
+    def processing(self, event: Event, destination: str) -> AbstractContextManager[trace.Span]:
+        """Run the handler inside a span `<type> process`."""
+        return self._span(event, SpanKind.CONSUMER, "process", "process", destination)
+
+    def _span(
+        self, event: Event, kind: SpanKind, name: str, operation: str, destination: str
+    ) -> AbstractContextManager[trace.Span]:
+        """A span by OpenTelemetry's semantic conventions for messaging."""
+        born = self._propagator.extract({"traceparent": event.traceparent}) if event.traceparent else Context()
+        return self._tracer.start_as_current_span(
+            f"{event.type} {name}",
+            context=born,
+            kind=kind,
             attributes={
                 "messaging.system": self._system,
-                "messaging.operation.type": "process",
-                "messaging.operation.name": "process",
+                "messaging.operation.type": operation,
+                "messaging.operation.name": name,
                 "messaging.destination.name": destination,
                 "messaging.message.id": event.id,
             },
-        ):
-            yield
+        )
 
-    def _born(self, event: Event) -> Context:
-        return self._propagator.extract({"traceparent": event.traceparent}) if event.traceparent else Context()
+
+@contextmanager
+def publishing(event: Event, tracing: Tracing, metrics: BusMetrics) -> Iterator[None]:
+    """Hand the event over in a span, and count what became of it."""
+    outcome = "unavailable"
+    try:
+        with tracing.publishing(event):
+            yield
+        outcome = "confirmed"
+    except Unroutable:
+        outcome = "unroutable"
+        raise
+    finally:
+        metrics.published.labels(event.type, outcome).inc()
 
 
 class Processor:

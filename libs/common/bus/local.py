@@ -6,7 +6,7 @@ from functools import partial
 
 import structlog
 
-from libs.common.bus.handling import Processor, RetryPolicy, Tracing
+from libs.common.bus.handling import Processor, RetryPolicy, Tracing, publishing
 from libs.common.bus.local_broker import Consumer, Listener, LocalBroker
 from libs.common.bus.metrics import BusMetrics, QueueState
 from libs.common.bus.protocol import (
@@ -74,17 +74,9 @@ class LocalBus:
         return self._loop is not None and self._broker.is_open
 
     async def publish(self, event: Event) -> None:
-        outcome = "unavailable"
-        try:
+        with publishing(event, self._tracing, self.metrics):
             self._require_started()
-            with self._tracing.publishing(event):
-                await self._broker.route(event, self._publish_timeout_s)
-            outcome = "confirmed"
-        except Unroutable:
-            outcome = "unroutable"
-            raise
-        finally:
-            self.metrics.published.labels(event.type, outcome).inc()
+            await self._broker.route(event, self._publish_timeout_s)
 
     async def redeliver(self, queue: str, body: bytes) -> None:
         self._require_started()

@@ -100,12 +100,12 @@ async def test_a_long_job_keeps_its_lease(make_leases: MakeLeases, database: Dat
     go = asyncio.Event()
     job = Job(go.wait)
     for _ in range(2):
-        make_leases(0.3).start("long", 3600, job)
+        make_leases(3).start("long", 3600, job)
     await eventually(lambda: job.runs == 1)
 
     async def renewed() -> bool:
         async with database.engine.begin() as connection:
-            lived = text("SELECT held_until - due_at > interval '1 s' FROM leases WHERE name = 'long'")
+            lived = text("SELECT held_until - due_at > interval '4 s' FROM leases WHERE name = 'long'")
             return bool((await connection.execute(lived)).scalar_one())
 
     await eventually(renewed)

@@ -9,9 +9,9 @@ from libs.common.bus.amqp.consumer import PrivateListener, Subscription
 from libs.common.bus.amqp.link import Attachment, Kept, Link
 from libs.common.bus.amqp.publisher import Publisher
 from libs.common.bus.amqp.survey import survey
-from libs.common.bus.handling import Processor, RetryPolicy, Tracing
+from libs.common.bus.handling import Processor, RetryPolicy, Tracing, publishing
 from libs.common.bus.metrics import BusMetrics, QueueState
-from libs.common.bus.protocol import BroadcastHandler, DeadLetterHandler, Handler, Unroutable
+from libs.common.bus.protocol import BroadcastHandler, DeadLetterHandler, Handler
 from libs.common.clock import Clock, SystemClock
 from libs.common.events import Event
 
@@ -78,16 +78,8 @@ class AmqpBus:
         return self._started and self._publisher.ready()
 
     async def publish(self, event: Event) -> None:
-        outcome = "unavailable"
-        try:
-            with self._tracing.publishing(event):
-                await self._publisher.publish(event)
-            outcome = "confirmed"
-        except Unroutable:
-            outcome = "unroutable"
-            raise
-        finally:
-            self.metrics.published.labels(event.type, outcome).inc()
+        with publishing(event, self._tracing, self.metrics):
+            await self._publisher.publish(event)
 
     async def redeliver(self, queue: str, body: bytes) -> None:
         await self._publisher.redeliver(queue, body)
