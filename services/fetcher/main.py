@@ -35,6 +35,7 @@ from services.fetcher.domain.troubles import Manners
 from services.fetcher.operations import (
     Committer,
     ItemWorker,
+    JobLease,
     JobRunner,
     Planner,
     Politeness,
@@ -152,12 +153,16 @@ class _Fetcher:
             lease_ms=lease_ms,
             now_ms=lifecycle.now_ms,
         )
-        now_ms = lifecycle.now_ms
-        planner = Planner(jobs, items, self.source, self.pictures, holder=holder, lease_ms=lease_ms, now_ms=now_ms)
-        write_back = WriteBack(jobs, items, self.source, holder=holder, lease_ms=lease_ms, now_ms=now_ms)
-        purger = Purger(jobs, items, self.pictures, holder=holder, lease_ms=lease_ms, now_ms=now_ms)
+        lease = JobLease(jobs, holder=holder, lease_ms=lease_ms, now_ms=lifecycle.now_ms)
         runner = JobRunner(
-            jobs, items, lifecycle, planner, write_back, purger, self.scheduler, lease_s=settings.lease_s
+            jobs,
+            items,
+            lifecycle,
+            Planner(lease, items, self.source, self.pictures),
+            WriteBack(lease, items, self.source),
+            Purger(lease, items, self.pictures),
+            self.scheduler,
+            lease_s=settings.lease_s,
         )
         self.committer = Committer(
             items,

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from bson import json_util
 from libs.common.errors import TelarError
 from services.fetcher.domain import names, references
 from services.fetcher.models import Item, Job
-from services.fetcher.ports import ItemRepository, JobRepository, PictureStore, SourceCollections
+from services.fetcher.operations.job_lease import JobLease
+from services.fetcher.ports import ItemRepository, PictureStore, SourceCollections
 from services.fetcher.service.selection import Selection
 
 _BATCH = 500
@@ -25,32 +26,23 @@ class Planner:
 
     def __init__(
         self,
-        jobs: JobRepository,
+        lease: JobLease,
         items: ItemRepository,
         source: SourceCollections,
         store: PictureStore,
-        *,
-        holder: str,
-        lease_ms: int,
-        now_ms: Callable[[], int],
     ) -> None:
-        self._now_ms = now_ms
-        self._jobs = jobs
+        self._lease = lease
         self._items = items
         self._source = source
         self._selection = Selection(source)
         self._store = store
-        self._holder = holder
-        self._lease_ms = lease_ms
 
     async def plan(self, job: Job) -> bool:
         """Write the job's items if nobody else is doing it; False if the right to plan was lost.
 
         Raises SourceUnavailable, SourceRefused (NoPictureField among them) and DocumentNotFound.
         """
-        now_ms = self._now_ms()
-        until_ms = now_ms + self._lease_ms
-        if not await self._jobs.claim_planning(job.id, holder=self._holder, now_ms=now_ms, until_ms=until_ms):
+        if not await self._lease.take_to_plan(job):
             return False
         query = await self._selection.query(
             job.database, job.collection, document_id=job.document_id, filter_text=job.filter
@@ -58,7 +50,7 @@ class Planner:
         field = job.search_field or await self._field(job, query)
         if job.conditional is None:
             known = not job.refetch and await self._store.holds(job.database, job.collection)
-            await self._jobs.note_planning(job.id, holder=self._holder, conditional=known)
+            await self._lease.note(job, conditional=known)
         documents = 0
         if field is not None:
             written = await self._write(job, query, field)
@@ -66,22 +58,18 @@ class Planner:
                 return False
             documents = written
         _log.info("job_planned", job_id=job.id, documents=documents, search_field=field)
-        return await self._jobs.note_planning(
-            job.id, holder=self._holder, planned=True, documents=documents, error=None, error_detail=None
-        )
+        return await self._lease.note(job, planned=True, documents=documents, error=None, error_detail=None)
 
     async def note_wait(self, job: Job, error: TelarError) -> None:
         """Show in the job what its plan waits for."""
         with contextlib.suppress(TelarError):
-            await self._jobs.note_planning(
-                job.id, holder=self._holder, error=error.slug, error_detail="The job goes on when it answers again"
-            )
+            await self._lease.note(job, error=error.slug, error_detail="The job goes on when it answers again")
 
     async def _field(self, job: Job, query: Mapping[str, Any]) -> str | None:
         """The field that holds URLs; None if there are no documents at all."""
         field = await self._selection.guess(job.database, job.collection, query)
         if field is not None:
-            await self._jobs.note_planning(job.id, holder=self._holder, search_field=field, field_guessed=True)
+            await self._lease.note(job, search_field=field, field_guessed=True)
         return field
 
     async def _write(self, job: Job, query: Mapping[str, Any], field: str) -> int | None:
@@ -100,19 +88,12 @@ class Planner:
                 await self._items.add(batch)
                 batch = []
                 planned_to = json_util.dumps(document["_id"]) if written else job.planned_to
-                if not await self._renew(job, documents=max(documents, job.documents), planned_to=planned_to):
+                if not await self._lease.renew(job, documents=max(documents, job.documents), planned_to=planned_to):
                     return None
         if not written:
             return await self._write(replace(job, planned_to=None), query, field)
         await self._items.add(batch)
         return documents
-
-    async def _renew(self, job: Job, **noted: Any) -> bool:
-        current = await self._jobs.get(job.id)
-        if current is None or current.state is not job.state:
-            return False
-        until_ms = self._now_ms() + self._lease_ms
-        return await self._jobs.note_planning(job.id, holder=self._holder, planner_until_ms=until_ms, **noted)
 
 
 def items_of(job: Job, document: Mapping[str, Any], field: str) -> list[Item]:

@@ -1,13 +1,14 @@
 """Results written into the source documents, where a job asks for it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
 
-from services.fetcher.domain.jobs import ItemState, JobState
+from services.fetcher.domain.jobs import ItemState
 from services.fetcher.models import Item, ItemFilter, Job
-from services.fetcher.ports import ItemRepository, JobRepository, SourceCollections
+from services.fetcher.operations.job_lease import JobLease
+from services.fetcher.ports import ItemRepository, SourceCollections
 
 MARK = "telar-fetcher"
 """Tells our own field from one that was there before."""
@@ -19,22 +20,10 @@ _log = structlog.get_logger()
 class WriteBack:
     """Runs before a job ends, under its lease; the same job writes the same again, so that a crash harms nothing."""
 
-    def __init__(
-        self,
-        jobs: JobRepository,
-        items: ItemRepository,
-        source: SourceCollections,
-        *,
-        holder: str,
-        lease_ms: int,
-        now_ms: Callable[[], int],
-    ) -> None:
-        self._jobs = jobs
+    def __init__(self, lease: JobLease, items: ItemRepository, source: SourceCollections) -> None:
+        self._lease = lease
         self._items = items
         self._source = source
-        self._holder = holder
-        self._lease_ms = lease_ms
-        self._now_ms = now_ms
 
     async def run(self, job: Job) -> bool:
         """Write each document's results; False if another replica does it, or the job was paused or cancelled.
@@ -43,8 +32,7 @@ class WriteBack:
         """
         if job.write_back is None:
             return True
-        now_ms = self._now_ms()
-        if not await self._jobs.claim(job.id, holder=self._holder, now_ms=now_ms, until_ms=now_ms + self._lease_ms):
+        if not await self._lease.take(job):
             return False
         written = refused = 0
         async for items in self._documents(job):
@@ -55,19 +43,10 @@ class WriteBack:
                 job.database, job.collection, key, field=job.write_back, mark=MARK, value=_value(job, items)
             )
             written, refused = written + done, refused + (not done)
-            if (written + refused) % _PAGE == 0 and not await self._renew(job):
+            if (written + refused) % _PAGE == 0 and not await self._lease.renew(job):
                 return False
         _log.info("job_written_back", job_id=job.id, documents=written, refused=refused)
-        return await self._jobs.note_planning(
-            job.id, holder=self._holder, written_back=True, documents_written=written, documents_refused=refused
-        )
-
-    async def _renew(self, job: Job) -> bool:
-        current = await self._jobs.get(job.id)
-        if current is None or current.state is not JobState.RUNNING:
-            return False
-        until_ms = self._now_ms() + self._lease_ms
-        return await self._jobs.note_planning(job.id, holder=self._holder, planner_until_ms=until_ms)
+        return await self._lease.note(job, written_back=True, documents_written=written, documents_refused=refused)
 
     async def _documents(self, job: Job) -> AsyncIterator[list[Item]]:
         """The job's items, those of each document together: their ids begin alike."""

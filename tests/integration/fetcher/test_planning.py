@@ -14,7 +14,7 @@ from services.fetcher.adapters.storage import FolderStore
 from services.fetcher.domain.jobs import JobKind
 from services.fetcher.errors import DocumentIdRefused, DocumentNotFound, JobStoreUnavailable, SourceNotFound
 from services.fetcher.models import Item, Job
-from services.fetcher.operations import Planner
+from services.fetcher.operations import JobLease, Planner
 from services.fetcher.repository import MongoItems, MongoJobs, MongoStore
 from services.fetcher.settings import FetcherSettings
 from tests.integration.fetcher import mongo_servers
@@ -183,7 +183,8 @@ async def test_a_plan_that_was_cut_goes_on_behind_its_last_batch(
     )
     await jobs.add(made, account_event(OWNER))
     source, folder = cast("MongoSource", documents), FolderStore(tmp_path)
-    planner = Planner(jobs, items, source, folder, holder="a", lease_ms=60_000, now_ms=store.now_ms)
+    lease = JobLease(jobs, holder="a", lease_ms=60_000, now_ms=store.now_ms)
+    planner = Planner(lease, items, source, folder)
     with pytest.raises(JobStoreUnavailable):
         await planner.plan(made)
     cut = await jobs.get(made.id)
