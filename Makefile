@@ -38,6 +38,7 @@ engine: ## Install and start a Docker engine and build the images tests need (De
 	@deploy/airgap/build.sh $(TEST_IMAGES)
 
 .PHONY: test
+# Tests start a hundred processes, and each run collects every file as often as there are workers: compiling once is kept.
 test: $(VENV)/.dev ## Run every test; on Debian as root a Docker engine is set up first
 	@if [ "$$(id -u)" -eq 0 ] && [ -f /etc/debian_version ] && [ -z "$$TELAR_NO_ENGINE" ]; then \
 		deploy/local/engine.sh && deploy/airgap/build.sh $(TEST_IMAGES); \
@@ -45,7 +46,7 @@ test: $(VENV)/.dev ## Run every test; on Debian as root a Docker engine is set u
 		echo "No root: without a Docker engine the tests that need one are skipped and say so."; \
 	fi
 	@deploy/local/mongo-java-server.sh
-	@$(PYTHON_RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(PYTHON_RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 .PHONY: chaos
 chaos: $(VENV)/.dev ## Run the long proofs: kills at every step, floods, races (after `make engine`)
