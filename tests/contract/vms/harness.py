@@ -61,7 +61,7 @@ def settings(database_url: str, cluster: dict[str, Any] | None, **options: Any) 
         "sync_every_s": 0.2,
         "statistics_lag_s": 0.3,
         "sweep_every_s": 0.2,
-        "drift_every_s": 0.1,
+        "drift_every_s": 1.0,
         "drift_settle_s": 0.3,
         "addresses_wanting_s": 0.2,
         "snapshots_per_vm": 4,

@@ -1,13 +1,20 @@
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from tests.contract.vms.harness import PLENTY, Service
+from libs.pvesim.app import RunningLab
+from tests.contract.vms.harness import PLENTY, Service, running
 
 Eventually = Callable[..., Awaitable[None]]
 ABSENT = "01890000-0000-7000-8000-000000000000"
+
+
+@pytest.fixture(scope="module")
+async def service(database_url: str, lab: RunningLab) -> AsyncIterator[Service]:
+    async with running(database_url, lab, drift_every_s=0.1) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
