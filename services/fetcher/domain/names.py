@@ -63,6 +63,16 @@ def folder_name(document_id: str, search_field: str) -> str:
     return f"{plain}-{_field_folder(search_field)}"
 
 
+def items_prefix(job_id: str, folder: str) -> str:
+    """What the ids of a job's items in one folder begin with."""
+    return f"{job_id}:{hashlib.sha256(folder.encode()).hexdigest()[:20]}"
+
+
+def item_id(job_id: str, folder: str, type_name: str, position: int) -> str:
+    """Always the same for one picture of one job; the number 1 and the text «1» share a folder but no id."""
+    return f"{items_prefix(job_id, folder)}{hashlib.sha256(type_name.encode()).hexdigest()[:4]}:{position:03d}"
+
+
 def _field_folder(search_field: str) -> str:
     name = quote(search_field, safe="").replace("-", "%2D")
     if len(name) > _MAX_FOLDER_ID // 2:

@@ -1,7 +1,6 @@
 """Planning: stream the source documents and write one item per picture, again and again to the same ids."""
 
 import contextlib
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -97,15 +96,14 @@ class Planner:
 
 
 def items_of(job: Job, document: Mapping[str, Any], field: str) -> list[Item]:
-    """One item per URL of a document; the id is made of job, document and position, so that it is always the same."""
+    """One item per URL of a document."""
     key = document["_id"]
     document_id = str(key)
-    digest = hashlib.sha256(f"{type(key).__name__}:{document_id}".encode()).hexdigest()[:20]
     document_key = json_util.dumps(key) if job.write_back else None
     folder = f"{job.database}/{job.collection}/{names.folder_name(document_id, field)}"
     return [
         Item(
-            id=f"{job.id}:{digest}:{position:03d}",
+            id=names.item_id(job.id, folder, type(key).__name__, position),
             job_id=job.id,
             document_id=document_id,
             search_field=field,

@@ -10,7 +10,7 @@ from services.fetcher.errors import job_store_errors
 INDEXES: dict[str, tuple[tuple[str, ...], ...]] = {
     "jobs": (("owner_id",), ("state",), ("outbox_waiting",)),
     "items": (
-        *(("job_id", "key"), ("job_id", "state", "key"), ("job_id", "reason", "key"), ("job_id", "folder")),
+        *(("job_id", "key"), ("job_id", "state", "key"), ("job_id", "reason", "key")),
         ("state", "lease_until_ms"),
     ),
     "slots": (("owner_id",), ("job_id",)),

@@ -7,6 +7,7 @@ from typing import Any
 from pymongo import ReplaceOne
 from pymongo.errors import BulkWriteError
 
+from services.fetcher.domain import names
 from services.fetcher.domain.jobs import OPEN_ITEMS, ItemState
 from services.fetcher.errors import job_store_errors
 from services.fetcher.models import DomainFailures, DomainTally, Item, ItemFilter
@@ -166,14 +167,16 @@ class MongoItems:
         return [Item.from_document(document) for document in documents]
 
     async def with_file(self, job_id: str, path: str) -> bool:
-        folder, _, name = path.rpartition("/")
-        query = equal(job_id=job_id, folder=folder.removesuffix("/original"), path=path)
+        parent, _, name = path.rpartition("/")
+        folder, which = parent.removesuffix("/original"), equal(path=path)
         if name == "metadata.json":
-            query = equal(job_id=job_id, folder=folder)
+            folder, which = parent, {}
         elif (made := _PROCESSED.fullmatch(path)) is not None:
-            query = equal(job_id=job_id, folder=made[1], position=int(made[2]))
+            folder, which = made[1], equal(position=int(made[2]))
+        prefix = names.items_prefix(job_id, folder)
+        keys = {"key": {"$gt": prefix, "$lt": f"{prefix}~"}}  # behind the digits that follow
         with job_store_errors():
-            return await self._items.find_one(query, {"_id": 1}) is not None
+            return await self._items.find_one({**equal(job_id=job_id), **keys, **which}, {"_id": 1}) is not None
 
     async def delete_of(self, job_id: str) -> None:
         with job_store_errors():

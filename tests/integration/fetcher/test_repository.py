@@ -3,8 +3,9 @@
 import asyncio
 from dataclasses import replace
 
+from services.fetcher.domain import names
 from services.fetcher.domain.jobs import ItemState, JobState
-from services.fetcher.models import ItemFilter
+from services.fetcher.models import Item, ItemFilter
 from services.fetcher.repository import (
     MongoItems,
     MongoJobs,
@@ -169,9 +170,15 @@ async def test_items_are_paged_by_id_and_moved_and_deleted_together(store: Mongo
     assert await items.page("job-001", ItemFilter(), after=None, limit=1) == []
 
 
+def in_its_folder(number: int) -> Item:
+    """An item with the id that planning gives it."""
+    plain = item(number)
+    return replace(plain, id=names.item_id(plain.job_id, plain.folder, "int", plain.position))
+
+
 async def test_a_file_is_known_by_its_path_and_metadata_by_its_folder(store: MongoStore) -> None:
     items = MongoItems(store)
-    await items.add([item(1)])
+    await items.add([in_its_folder(1)])
     (claimed,) = await items.claim("job-001", limit=1, holder="a", now_ms=1, until_ms=100, without=())
     path = "shop/products/1-image/original/img_001.jpg"
     await items.settle("a", [(claimed, {"state": "completed", "path": path})])
@@ -207,7 +214,7 @@ async def test_failures_are_told_by_domain_and_reason_and_retried_by_class(store
 
 async def test_what_was_made_of_a_picture_is_a_file_of_its_job(store: MongoStore) -> None:
     items = MongoItems(store)
-    await items.add([item(1)])
+    await items.add([in_its_folder(1)])
     assert await items.with_file("job-001", "shop/products/1-image/processed/img_001-thumbnail-64.jpg")
     for path in ("shop/products/1-image/processed/img_002-x.jpg", "shop/products/1-image/processed/a/img_001-x.jpg"):
         assert not await items.with_file("job-001", path)
