@@ -126,6 +126,7 @@ class _Gateway:
         await self._cut_revoked()
         following = [
             asyncio.create_task(follow_revocations(self.revocations, self.bus, self.auth.revocations)),
+            asyncio.create_task(self.limits.share(self.bus)),
             asyncio.create_task(self._watch_queues()),
             *(asyncio.create_task(upstream.follow_replicas()) for upstream in self.upstreams.values()),
         ]

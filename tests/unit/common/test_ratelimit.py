@@ -45,6 +45,32 @@ def test_a_refusal_costs_nothing() -> None:
     limiter.spend("ada", 2)
 
 
+def test_what_is_spent_elsewhere_is_owed_here_and_told_once() -> None:
+    now = Now()
+    here, there = (RateLimiter(per_second=2, burst=4, now=now) for _ in range(2))
+    for limiter in (here, there):
+        for _ in range(4):
+            limiter.spend("ada")
+    told = here.take_spent()
+    assert told == {"ada": 4}
+    assert here.take_spent() == {}
+    there.charge(told)
+    with pytest.raises(Throttled) as refused:
+        there.spend("ada")
+    assert refused.value.retry_after_s == 3
+    now.s += 2.5
+    there.spend("ada")
+    there.spend("bob")
+
+
+def test_no_news_puts_a_caller_deeper_than_a_burst_into_debt() -> None:
+    now = Now()
+    limiter = RateLimiter(per_second=2, burst=4, now=now)
+    limiter.charge({"ada": 1_000_000})
+    now.s += 2.5
+    limiter.spend("ada")
+
+
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0.1, 3)), max_size=60))
 def test_nobody_ever_gets_more_than_burst_plus_what_was_earned(steps: list[tuple[float, float]]) -> None:
     now = Now()
