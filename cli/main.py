@@ -51,6 +51,19 @@ def serve(
 
 
 @app.command()
+def dev(
+    root: Annotated[Path, typer.Argument(help="A checkout of Telar.")] = Path(),
+    host: Annotated[str, typer.Option(help="The gateway's address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The gateway's port.")] = 8000,
+) -> None:
+    """Run the gateway and all services from a checkout, started again when files change; settings as for `serve`."""
+    from cli import dev as checkout  # noqa: PLC0415 - as above
+
+    with _readable_errors():
+        uvloop.run(checkout.run(root.resolve(), host, port))
+
+
+@app.command()
 def migrate(
     names: Annotated[list[str] | None, typer.Argument(help="Services; all installed ones if none is named.")] = None,
 ) -> None:
