@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -80,6 +81,11 @@ class Running:
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+
+
+def keep_what_was_made() -> None:
+    """Leave all that the start has made out of garbage collections: a full one over it stops everything for 0.1 s."""
+    gc.freeze()
 
 
 def stop_event() -> asyncio.Event:

@@ -11,7 +11,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from cli.logs import share_logs
-from cli.process import GRACE_S, Running, listen, service_config, stop_event, url_of
+from cli.process import GRACE_S, Running, keep_what_was_made, listen, service_config, stop_event, url_of
 from cli.services import SERVICES, by_name, installed
 from gateway.main import create_app as create_gateway
 from gateway.server import server_config
@@ -45,6 +45,7 @@ async def serve(name: str, host: str, port: int) -> None:
         running = Running(_config(name, common, bus), bound)
         await running.start()
         stack.push_async_callback(running.stop)
+        keep_what_was_made()
         structlog.get_logger().info("listening", service=name, url=url_of(bound))
         await stop.wait()
 

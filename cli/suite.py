@@ -20,7 +20,7 @@ from rich.console import Console
 from cli.backends import EmbeddedMongo, EmbeddedPostgres
 from cli.demo.session import WEB_HOST
 from cli.logs import share_logs
-from cli.process import GRACE_S, Running, listen, service_config, stop_event, url_of
+from cli.process import GRACE_S, Running, keep_what_was_made, listen, service_config, stop_event, url_of
 from cli.services import ServiceEntry, installed
 from gateway.main import create_app as create_gateway
 from gateway.server import server_config
@@ -53,6 +53,7 @@ async def up(data_dir: Path, port: int) -> None:
     stop = stop_event()
     async with AsyncExitStack() as stack:
         suite = await start(stack, data_dir, port)
+        keep_what_was_made()
         _announce(suite)
         await stop.wait()
         Console(stderr=True).print("Stopping; what is under way is kept and goes on at the next start.")

@@ -22,6 +22,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from sqlalchemy import BigInteger, Column, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import insert
 
+from cli.process import keep_what_was_made
 from libs.common.bus import AmqpBus
 from libs.common.bus.amqp.topology import declare_events, declare_subscription
 from libs.common.db import COMMON_METADATA, Database, Notifications
@@ -55,6 +56,7 @@ def _say(what: Any) -> None:
 
 
 async def _told_to_go() -> None:
+    keep_what_was_made()
     _say("ready")
     await asyncio.to_thread(sys.stdin.readline)
 
