@@ -49,7 +49,7 @@ test: $(VENV)/.dev ## Run every test; on Debian as root a Docker engine is set u
 	@PYTHONDONTWRITEBYTECODE= $(PYTHON_RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 .PHONY: chaos
-chaos: $(VENV)/.dev ## Run the long proofs: kills at every step, floods, races (after `make engine`)
+chaos: $(VENV)/.dev ## Run the long proofs: kills at every step, floods, races (after `make engine` and `apt-get install prometheus`)
 	@$(PYTHON_RUN) -m pytest -m "long or not long" tests/chaos $(TEST_ARGS)
 	@$(PYTHON_RUN) -m pytest -m long $(TEST_ARGS)
 
