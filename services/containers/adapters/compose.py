@@ -5,14 +5,15 @@ import contextlib
 import fcntl
 import json
 import os
-import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from libs.common.errors import FieldError
+from services.containers.adapters.processes import started
 from services.containers.domain.compose import COMPOSE_FILE
 from services.containers.errors import ComposeRefused, EngineBusy, EngineFailed, EngineUnavailable, PortTaken
 
@@ -61,7 +62,8 @@ class ComposeCommand:
         options = ("--project-name", project, "--project-directory", str(base), "--file", "-")
         arguments = ("compose", *options, "--env-file", os.devnull, "--ansi", "never", "config", "--format", "json")
         try:
-            async with asyncio.timeout(_RESOLVE_TIMEOUT_S), _started(self._environment, arguments) as process:
+            piped = self._docker(*arguments, stdin=asyncio.subprocess.PIPE)
+            async with asyncio.timeout(_RESOLVE_TIMEOUT_S), piped as process:
                 written, said = await process.communicate(text.encode())
         except TimeoutError as error:
             raise ComposeRefused([FieldError("/compose", "the file takes too long to read")]) from error
@@ -72,7 +74,7 @@ class ComposeCommand:
 
     async def run(self, folder: Path, *arguments: str) -> str:
         """Run another `docker` command on a folder's stack; gives what it wrote. Raises as the other calls do."""
-        async with _locked(folder) as lock, _started(self._environment, arguments, pass_fds=(lock,)) as process:
+        async with _locked(folder) as lock, self._docker(*arguments, pass_fds=(lock,)) as process:
             written, said = await process.communicate()
         if process.returncode != 0:
             raise _failure(said.decode(errors="replace"), folder)
@@ -89,42 +91,12 @@ class ComposeCommand:
             raise _failure(output, folder)
 
     async def _call(self, lock: int, *arguments: str) -> tuple[str, int]:
-        null = asyncio.subprocess.DEVNULL
-        async with _started(self._environment, arguments, stdin=null, stdout=null, pass_fds=(lock,)) as process:
+        async with self._docker(*arguments, stdout=asyncio.subprocess.DEVNULL, pass_fds=(lock,)) as process:
             output = await _tail_of(process)
             return output, await process.wait()
 
-
-@contextlib.asynccontextmanager
-async def _started(
-    environment: Mapping[str, str],
-    arguments: Sequence[str],
-    *,
-    stdin: int = asyncio.subprocess.PIPE,
-    stdout: int = asyncio.subprocess.PIPE,
-    pass_fds: Sequence[int] = (),
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start compose; if the block is left before it has ended, it is killed with all that it started."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            "docker",
-            *arguments,
-            env=environment,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise EngineUnavailable from error
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+    def _docker(self, *arguments: str, **options: Any) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+        return started("docker", *arguments, environment=self._environment, missing=EngineUnavailable(), **options)
 
 
 async def _tail_of(process: asyncio.subprocess.Process) -> str:

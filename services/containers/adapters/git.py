@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import structlog
 
 from libs.common.http import GuardedClient, OutboundError, OutboundUrl, parse
 from libs.common.http.address import Address
+from services.containers.adapters.processes import started
 from services.containers.errors import GitFailed, GitRefused
 from services.containers.ports import GitAccess
 
@@ -118,35 +119,14 @@ class _Run:
         }
 
     async def __call__(self, *arguments: str) -> str:
-        async with self._process(arguments) as process:
+        missing = GitFailed("There is no git command where Telar runs; tell an operator")
+        command = (*self._start, *arguments)
+        async with started(*command, environment=self._environment, missing=missing, folder=self._folder) as process:
             written, said = await process.communicate()
         if process.returncode != 0:
             _log.warning("git_failed", command=arguments[0], status=process.returncode)
             raise _failure(said.decode(errors="replace"), process.returncode)
         return written[:_MAX_OUTPUT_BYTES].decode(errors="replace")
-
-    @contextlib.asynccontextmanager
-    async def _process(self, arguments: Sequence[str]) -> AsyncIterator[asyncio.subprocess.Process]:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self._start,
-                *arguments,
-                cwd=self._folder,
-                env=self._environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-            )
-        except FileNotFoundError as error:
-            raise GitFailed("There is no git command where Telar runs; tell an operator") from error
-        try:
-            yield process
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
 
 
 def _parsed(url: str) -> OutboundUrl:
