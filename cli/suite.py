@@ -33,7 +33,6 @@ from libs.pvesim.app import RunningLab
 from libs.pvesim.app import serve as serve_lab
 from libs.pvesim.settings import LabSettings
 
-DEFAULT_PORT = 8000
 _HOST = "127.0.0.1"
 
 

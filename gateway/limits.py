@@ -11,7 +11,6 @@ from libs.common.ratelimit import RateLimiter
 
 LOGIN_COST = 10.0
 KEY_EXCHANGE_COST = 5.0
-STREAM_COST = 5.0
 SPENT_CHANNEL = "spent"
 _TELL_EVERY_S = 0.25
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from libs.common.auth import Principal
 
-LOCAL = "gateway"
-
 
 @dataclass(frozen=True, slots=True)
 class Route:

@@ -25,7 +25,6 @@ class Kind(StrEnum):
     RANGE_NOT_SATISFIABLE = "range_not_satisfiable"
     INVALID = "invalid"
     LOCKED = "locked"
-    PRECONDITION_REQUIRED = "precondition_required"
     THROTTLED = "throttled"
     CHECKSUM_MISMATCH = "checksum_mismatch"
     INTERNAL = "internal"
@@ -103,12 +102,6 @@ class PreconditionFailed(TelarError):
     kind = Kind.PRECONDITION_FAILED
     slug = "precondition-failed"
     title = "The resource has changed"
-
-
-class PreconditionRequired(TelarError):
-    kind = Kind.PRECONDITION_REQUIRED
-    slug = "precondition-required"
-    title = "An If-Match header is required"
 
 
 class TooLarge(TelarError):

@@ -1,13 +1,11 @@
 """Identifiers: time-ordered UUIDs (RFC 9562, version 7) and operation ids that name their service."""
 
 import os
-import re
 import time
 import uuid
 
 _MONOTONIC_BITS = 12
 _last_tick = 0
-_OPERATION_ID = re.compile(r"op_(?P<service>[a-z]+)_(?P<uuid>[0-9a-f]{32})")
 
 
 def uuid7() -> uuid.UUID:
@@ -25,9 +23,3 @@ def uuid7() -> uuid.UUID:
 def new_operation_id(service: str) -> str:
     """Make an id such as `op_vms_0193…`, from which the gateway reads where to route it."""
     return f"op_{service}_{uuid7().hex}"
-
-
-def operation_service(operation_id: str) -> str | None:
-    """Read the service's name out of an operation id; None if it is not one."""
-    found = _OPERATION_ID.fullmatch(operation_id)
-    return found["service"] if found else None

@@ -34,7 +34,6 @@ STATUS = {
     Kind.RANGE_NOT_SATISFIABLE: 416,
     Kind.INVALID: 422,
     Kind.LOCKED: 423,
-    Kind.PRECONDITION_REQUIRED: 428,
     Kind.THROTTLED: 429,
     Kind.CHECKSUM_MISMATCH: 460,  # of tus 1.0, not of HTTP
     Kind.INTERNAL: 500,

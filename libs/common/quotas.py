@@ -101,12 +101,6 @@ async def release(session: AsyncSession, owner_id: str, amounts: Mapping[str, in
     return await _store(session, owner_id, used)
 
 
-async def use_of(session: AsyncSession, owner_id: str) -> dict[str, int]:
-    """What the owner uses here, by resource."""
-    used = await session.scalar(select(accounts_table.c.used).where(accounts_table.c.owner_id == owner_id))
-    return dict(used or {})
-
-
 async def on_user_event(uow: UnitOfWork, event: Event) -> None:
     """Keep the copy true on auth.user.* and auth.quota.changed; an event older than the last seen changes nothing."""
     data: dict[str, Any] = event.data

@@ -54,7 +54,6 @@ class TaskRun:
         self._tasks = tasks
         self._step = 0
         self.killed = False
-        self.stop_requested = asyncio.Event()
 
     def log(self, line: str) -> None:
         self.task.lines.append(line)

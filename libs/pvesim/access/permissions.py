@@ -36,12 +36,6 @@ class World(Permission):
     world = True
 
 
-class RootOnly(Permission):
-    def check(self, judge: Judge, authid: str, params: Mapping[str, Any]) -> None:  # noqa: ARG002  (protocol)
-        if not judge.is_root(authid):
-            raise denied("user != root@pam")
-
-
 @dataclass(frozen=True)
 class Needs(Permission):
     """Privileges on a path such as `/vms/{vmid}`; with `given`, only satisfiable when that parameter is sent."""
@@ -104,7 +98,6 @@ class AnyOf(Permission):
 
 WORLD = World()
 ANYONE = Permission()
-ROOT_ONLY = RootOnly()
 
 
 def needs(path: str, *privileges: str, any_of: bool = False) -> Needs:

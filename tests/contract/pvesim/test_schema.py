@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from libs.pvesim.access.permissions import AllOf, AnyOf, Needs, Permission, RootOnly, Self, Since, World
+from libs.pvesim.access.permissions import AllOf, AnyOf, Needs, Permission, Self, Since, World
 from libs.pvesim.endpoints import Endpoint
 from libs.pvesim.params import Param
 from libs.pvesim.qemu.options import OPTIONS
@@ -192,7 +192,7 @@ def spelled(permission: Permission) -> Any:
         case Needs():
             form = ["perm", permission.path, sorted(set(permission.privileges))]
             return [*form, "any", 1] if permission.any_of and len(set(permission.privileges)) > 1 else form
-    words: dict[type[Permission], Any] = {World: "world", RootOnly: "root@pam only", Self: ["userid-param", "self"]}
+    words: dict[type[Permission], Any] = {World: "world", Self: ["userid-param", "self"]}
     return words.get(type(permission), "all")
 
 

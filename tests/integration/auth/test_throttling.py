@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from libs.common.clock import FixedClock
 from libs.common.db import Database
 from libs.common.errors import TelarError
 from libs.common.outbox import outbox_table
@@ -24,6 +23,19 @@ RIGHT = "the right password"
 GUESS = "a guess"
 HOME, AWAY = "198.51.100.7", "203.0.113.9"
 ADMIN_EMAIL = "admin@example.org"
+
+
+class FixedClock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, at: datetime) -> None:
+        self._at = at
+
+    def now(self) -> datetime:
+        return self._at
+
+    def advance(self, by: timedelta) -> None:
+        self._at += by
 
 
 @dataclass

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from libs.common.ids import new_operation_id, operation_service, uuid7
+from libs.common.ids import uuid7
 
 
 def test_ids_are_version_7_and_sort_by_time() -> None:
@@ -20,12 +20,3 @@ def test_ids_sort_even_while_the_clock_stands_still_or_is_set_back(monkeypatch: 
     now_ns -= 3_600_000_000_000
     made += [uuid7() for _ in range(5000)]
     assert made == sorted(set(made))
-
-
-def test_an_operation_id_names_its_service() -> None:
-    assert operation_service(new_operation_id("vms")) == "vms"
-
-
-def test_what_is_no_operation_id_names_none() -> None:
-    for text in ("", "op_vms_", "op_VMS_" + "0" * 32, "op_vms_" + "0" * 31, "op_vms_" + "0" * 32 + "/..", "vms"):
-        assert operation_service(text) is None

@@ -84,12 +84,7 @@ class _Client:
             user=user,
             token_name=token,
             token_value=cluster.token_secret.get_secret_value(),
-            # With a pinned fingerprint the certificate itself is what is trusted, whoever signed it.
-            verify_ssl=False
-            if cluster.fingerprint is not None
-            else str(cluster.ca)
-            if cluster.ca is not None
-            else True,
+            verify_ssl=_verification(cluster),
             timeout=(min(_CONNECT_TIMEOUT_S, timeout_s), timeout_s),
         )
         self.session = backend.get_session()
