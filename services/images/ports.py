@@ -26,6 +26,9 @@ class StagedBlob(Protocol):
         """Make what was written durable and readable; gives its storage key, which no other blob has."""
         ...
 
+    async def abandon(self) -> None:
+        """Let go of what this process holds of it; what was written is left to the sweep. Doing it again is nothing."""
+
     async def discard(self) -> None:
         """Remove what was written, published or not; nothing happens if it is gone already."""
 

@@ -136,6 +136,10 @@ class FolderStagedBlob:
             await asyncio.to_thread(self._publish, self._root / key)
         return key
 
+    async def abandon(self) -> None:
+        with disk_errors():
+            await asyncio.to_thread(self._file.close)
+
     async def discard(self) -> None:
         with disk_errors():
             await asyncio.to_thread(self._discard)
@@ -179,7 +183,7 @@ class FolderResumableBlob:
         return _pieces(self._file, start, start + length, StagedBytesLost("A part of the upload is not there"))
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._file.close)
+        pass
 
 
 class FolderBlobReader:
@@ -197,7 +201,7 @@ class FolderBlobReader:
         return _pieces(self._file, start, start + length, too_short)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._file.close)
+        pass
 
 
 def _key(sha256: str, upload_id: UUID) -> str:

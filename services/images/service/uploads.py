@@ -149,6 +149,9 @@ class Uploads:
                 await self._discard(staged)
         except TelarError as error:  # the database is away: the sweep ends it when the lease has run out
             _log.warning("upload_left_to_the_sweep", upload_id=str(upload_id), slug=error.slug)
+            if staged is not None:
+                with contextlib.suppress(TelarError):
+                    await staged.abandon()
 
     async def _is_made(self, upload_id: UUID) -> bool:
         async with self._uow() as uow:

@@ -1,5 +1,6 @@
 """What every blob store must do, checked on each."""
 
+import gc
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -70,6 +71,18 @@ async def read(store: BlobStore, key: str, start: int = 0, length: int = len(CON
 
 async def is_empty(store: BlobStore) -> bool:
     return list(await store.staged()) == [] and list(await store.published()) == []
+
+
+async def test_what_is_abandoned_is_let_go_of_and_left_to_the_sweep(store: BlobStore) -> None:
+    upload_id = uuid7()
+    staged = await store.stage(upload_id)
+    await staged.write(CONTENT)
+    for _ in range(2):
+        await staged.abandon()
+    del staged
+    gc.collect()  # what still held a file would warn, and fail the test
+    await store.discard(upload_id)
+    assert await is_empty(store)
 
 
 async def test_what_was_published_is_read_back_whole_and_in_part(store: BlobStore) -> None:
