@@ -3,7 +3,8 @@
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Self
 
 import httpx
@@ -78,16 +79,21 @@ async def send(service: Service, user: str, number: int) -> httpx.Response:
     )
 
 
+async def insisting(call: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    """On a machine that is busy elsewhere some wait for a database connection in vain: told to come again, they do."""
+    while (answer := await call()).status_code == 503:
+        assert "retry-after" in answer.headers
+    return answer
+
+
 @pytest.mark.parametrize("room_for", [20, 60])
 async def test_two_hundred_uploads_at_once_never_exceed_the_quota(service: Service, room_for: int) -> None:
     limit = room_for * 150 * disks.KIB + 1
     user, files = await service.new_user(image_bytes=limit), len(service.files())
     with Sampler(service.settings.database_url, user) as sampler:
-        answers = await asyncio.gather(*(send(service, user, number) for number in range(UPLOADS)))
+        answers = await asyncio.gather(*(insisting(partial(send, service, user, n)) for n in range(UPLOADS)))
     statuses = Counter(answer.status_code for answer in answers)
-    # On a machine that is busy elsewhere some wait for a database connection in vain, and are told to come again.
-    assert set(statuses) <= {201, 400, 409, 422, 503}, statuses
-    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
+    assert set(statuses) <= {201, 400, 409, 422}, statuses
     accepted: list[dict[str, Any]] = [answer.json()["image"] for answer in answers if answer.status_code == 201]
     assert len(accepted) >= room_for // 4
     assert statuses[409] > 0, "the quota was never in the way"
@@ -106,8 +112,8 @@ async def test_two_hundred_resumable_uploads_begun_at_once_never_exceed_the_quot
     client = Tus(service, user)
     lengths = [disks.MIB + 4099 * number for number in range(UPLOADS)]
     with Sampler(service.settings.database_url, user) as sampler:
-        answers = await asyncio.gather(*(client.create(length) for length in lengths))
-        assert {answer.status_code for answer in answers} <= {201, 409, 503}
+        answers = await asyncio.gather(*(insisting(partial(client.create, length)) for length in lengths))
+        assert {answer.status_code for answer in answers} <= {201, 409}
         begun = {answer.headers["location"]: n for answer, n in zip(answers, lengths, strict=True) if answer.is_success}
         assert limit - max(lengths) < sum(begun.values()) <= limit
         assert service.used_bytes(user) == sum(begun.values())
