@@ -4,6 +4,7 @@ import errno
 import html
 import json
 from collections.abc import Iterable
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -118,15 +119,20 @@ def _field_error(item: Any) -> FieldError:
 
 def _http_exception(error: HTTPException) -> TelarError:
     """Starlette's own refusals (no route, wrong method, unreadable form) in our words."""
-    kind = _KIND_OF_STATUS.get(error.status_code, Kind.MALFORMED if error.status_code < 500 else Kind.INTERNAL)  # noqa: PLR2004
-    phrase = HTTPStatus(error.status_code).phrase
-    named = type(
-        "HttpRefusal",
-        (TelarError,),
-        {"kind": kind, "slug": phrase.lower().replace(" ", "-"), "title": phrase},
-    )
-    refusal: TelarError = named(str(error.detail) if error.detail != phrase else "")
-    return refusal
+    named = _refusal_with(error.status_code)
+    if error.detail != named.title:
+        return named(error.detail)
+    allowed = (error.headers or {}).get("Allow")
+    if allowed is not None:
+        return named(f"This route takes {allowed}")
+    return named("No route leads here; /docs lists all there are" if named.kind is Kind.NOT_FOUND else "")
+
+
+@cache
+def _refusal_with(status: int) -> type[TelarError]:
+    kind = _KIND_OF_STATUS.get(status, Kind.MALFORMED if status < 500 else Kind.INTERNAL)  # noqa: PLR2004
+    phrase = HTTPStatus(status).phrase
+    return type("HttpRefusal", (TelarError,), {"kind": kind, "slug": phrase.lower().replace(" ", "-"), "title": phrase})
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
