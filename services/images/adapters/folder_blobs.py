@@ -183,7 +183,7 @@ class FolderResumableBlob:
         return _pieces(self._file, start, start + length, StagedBytesLost("A part of the upload is not there"))
 
     async def close(self) -> None:
-        pass
+        await asyncio.to_thread(self._file.close)
 
 
 class FolderBlobReader:
@@ -201,7 +201,7 @@ class FolderBlobReader:
         return _pieces(self._file, start, start + length, too_short)
 
     async def close(self) -> None:
-        pass
+        await asyncio.to_thread(self._file.close)
 
 
 def _key(sha256: str, upload_id: UUID) -> str:
