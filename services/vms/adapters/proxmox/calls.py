@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from services.vms.adapters.proxmox import parsing
-from services.vms.adapters.proxmox.failures import unanswered
+from services.vms.adapters.proxmox.failures import LOST, unanswered
 from services.vms.adapters.proxmox.session import Session
 from services.vms.domain.cluster import safe_name, safe_upid, safe_vmid
 from services.vms.errors import ProxmoxUnavailable, UnsafeId
@@ -19,7 +19,7 @@ async def read(
     try:
         answer = await session.call("get", path, node=node, **options)
     except ProxmoxUnavailable as error:
-        if error.reason != "ConnectionError":
+        if error.reason != LOST:
             raise
         answer = await session.call("get", path, node=node, **options)
     try:

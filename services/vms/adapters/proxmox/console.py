@@ -1,13 +1,11 @@
 """A machine's display on a cluster: a VNC proxy is asked for and joined at once, on the same API node."""
 
-import hashlib
 import logging
 import ssl
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import certifi
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -15,6 +13,7 @@ from websockets.typing import Subprotocol
 
 from services.vms.adapters.proxmox import parsing
 from services.vms.adapters.proxmox.calls import machine_path
+from services.vms.adapters.proxmox.connection import require_pinned, trust
 from services.vms.adapters.proxmox.failures import unanswered
 from services.vms.adapters.proxmox.session import Session
 from services.vms.domain import rfb
@@ -68,27 +67,16 @@ class VncDisplay:
         await self._connection.wait_closed()
 
 
-class _Pinned(ClientConnection):
-    """Looks at the server's certificate before the handshake, which carries the token."""
+def _pinning(cluster: ClusterSettings) -> type[ClientConnection]:
+    """A connection that looks at the server's certificate before the handshake, which carries the token."""
 
-    fingerprint = ""
+    class Pinning(ClientConnection):
+        async def handshake(self, *args: Any, **options: Any) -> None:
+            shown = self.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            require_pinned(cluster, shown)
+            await super().handshake(*args, **options)
 
-    async def handshake(self, *args: Any, **options: Any) -> None:
-        shown = self.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        if hashlib.sha256(shown or b"").hexdigest() != self.fingerprint:
-            raise ssl.SSLCertVerificationError("the certificate is not the pinned one")
-        await super().handshake(*args, **options)
-
-
-def _trust(cluster: ClusterSettings) -> dict[str, Any]:
-    """How the WebSocket judges the certificate: as the calls to the API do."""
-    if cluster.fingerprint is None:
-        return {"ssl": ssl.create_default_context(cafile=str(cluster.ca or certifi.where()))}
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the pinned certificate itself is what is trusted
-    pinned = type("_PinnedTo", (_Pinned,), {"fingerprint": cluster.fingerprint})
-    return {"ssl": context, "create_connection": pinned}
+    return Pinning
 
 
 class Displays:
@@ -162,7 +150,8 @@ class Displays:
                 max_size=_LARGEST_FRAME,
                 max_queue=_FRAMES_AHEAD,
                 logger=self._logger,
-                **_trust(self._cluster),
+                ssl=trust(self._cluster),
+                create_connection=_pinning(self._cluster),
             )
         except ssl.SSLCertVerificationError as error:
             raise ProxmoxUnavailable(

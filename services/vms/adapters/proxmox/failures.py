@@ -31,6 +31,8 @@ _RELAY_FAILURES = range(596, 600)
 """pveproxy's own: the other node's answer did not come in time, whatever that node did."""
 SILENCE = range(_CONNECT_FAILED, 600)
 """The node that a call was about gave no answer, while the node that took the call did."""
+LOST = "connection lost"
+"""The reason of a call whose connection broke: the server may have been about to close it."""
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
 _PRIVILEGE = "Telar's token lacks a privilege; an administrator finds in the log which"
 _SUCCESS = re.compile(r"OK|WARNINGS: [0-9]+")
