@@ -11,7 +11,7 @@ import psycopg
 import structlog
 from psycopg import sql
 from sqlalchemy import MetaData, event, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -30,6 +30,7 @@ COMMON_METADATA = MetaData()
 
 _FRESH_S = 1.0
 """A connection that was used so lately, and on which the server has said nothing since, is taken to live."""
+_STANDALONE = "telar_standalone"
 
 _log = structlog.get_logger()
 
@@ -68,6 +69,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=pool_wait_s,
+            skip_autocommit_rollback=True,
             connect_args={
                 "application_name": application_name,
                 "connect_timeout": 5,
@@ -75,14 +77,16 @@ class Database:
             },
         )
         _ping_rested(self.engine)
-        self._looking = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        _set_mode(self.engine)
+        self.standalone = self.engine.execution_options(**{_STANDALONE: True})
+        """The same pool; each statement is a transaction of its own, without the words that begin and end one."""
 
     def session(self) -> AsyncSession:
         return _AsyncSession(self.engine, expire_on_commit=False)
 
     def looking(self) -> AsyncSession:
-        """A session that changes nothing: each query stands alone, without a transaction's BEGIN and end."""
-        return _AsyncSession(self._looking, expire_on_commit=False)
+        """A session that changes nothing, each query standing alone."""
+        return _AsyncSession(self.standalone, expire_on_commit=False)
 
     async def ping(self) -> None:
         """Ask the server for a sign of life; raises DatabaseUnavailable."""
@@ -126,6 +130,21 @@ def _ping_rested(engine: AsyncEngine) -> None:
 
     event.listen(pool, "checkin", rests)
     event.listen(pool, "checkout", wakes)
+
+
+def _set_mode(engine: AsyncEngine) -> None:
+    """Change a connection's mode when it is taken up for the other one.
+
+    SQLAlchemy's own `isolation_level` sets it at each use and back after it, which costs as much as a small statement.
+    """
+
+    def taken_up(connection: Connection) -> None:
+        wanted = bool(connection.get_execution_options().get(_STANDALONE))
+        driver: Any = connection.connection.dbapi_connection
+        if driver.autocommit is not wanted:
+            driver.autocommit = wanted
+
+    event.listen(engine.sync_engine, "engine_connect", taken_up)
 
 
 def _is_quiet(record: ConnectionPoolEntry) -> bool:

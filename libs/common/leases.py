@@ -49,7 +49,7 @@ class Leases:
     """One service's named leases. A holder that dies loses its lease after `lease_s`."""
 
     def __init__(self, database: Database, *, lease_s: float = 15.0) -> None:
-        self._engine = database.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = database.standalone
         self._lease_s = lease_s
         self._tasks: list[asyncio.Task[None]] = []
 

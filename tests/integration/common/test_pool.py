@@ -84,3 +84,20 @@ async def test_a_job_that_gets_no_connection_is_told_by_its_slug_and_tried_again
     assert {(line["log_level"], line["error"], "exc_info" in line) for line in told} == {
         ("warning", "database-unavailable", False)
     }
+
+
+async def test_a_connection_that_statements_stood_alone_on_is_in_a_transaction_for_who_takes_it_next(
+    make_database: MakeDatabase,
+) -> None:
+    database = await make_database(pool_size=1)
+    uow = UnitOfWorkFactory(database, source="/telar/modes")
+    async with database.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE IF NOT EXISTS modes (number int)"))
+    for number in range(3):
+        async with database.standalone.connect() as connection:  # nobody commits it
+            await connection.execute(text("INSERT INTO modes VALUES (:number)"), {"number": number})
+        async with uow() as unit:  # nor this, which is undone
+            await unit.session.execute(text("INSERT INTO modes VALUES (100)"))
+        async with uow.looking() as session:
+            found = (await session.execute(text("SELECT number FROM modes ORDER BY number"))).scalars().all()
+        assert list(found) == list(range(number + 1))
