@@ -1,14 +1,17 @@
-"""Batches: what is asked for while other work is under way is done together, in one go."""
+"""Batches: what is asked for while other work is under way is done together, in one go; so are looks."""
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 Work = Callable[[Sequence[Item]], Awaitable[Sequence[Exception | None]]]
 """Works on some items, in the order of their calls; gives for each what went wrong with it."""
+_MANY = 10_000
 
 
 class Batches(Generic[Item]):
@@ -79,3 +82,28 @@ class Batches(Generic[Item]):
                 done.set_exception(fault)
             else:
                 done.set_result(None)
+
+
+@dataclass(eq=False, slots=True)
+class _Asker(Generic[Found]):
+    found: Found | None = None
+
+
+class SharedLook(Generic[Found]):
+    """A look that all share who ask while another one is under way, which may have begun too early for them."""
+
+    def __init__(self, look: Callable[[], Awaitable[Found]]) -> None:
+        self._look = look
+        self._askers = Batches(self._answer, most=_MANY, at_once=2)
+
+    async def now(self) -> Found:
+        """What is seen by a look that begins after this call; raises what the look raises."""
+        asker: _Asker[Found] = _Asker()
+        await self._askers.do(asker)
+        return cast("Found", asker.found)
+
+    async def _answer(self, askers: Sequence[_Asker[Found]]) -> Sequence[Exception | None]:
+        found = await self._look()
+        for asker in askers:
+            asker.found = found
+        return [None] * len(askers)

@@ -30,6 +30,8 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy import column as sql_column
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from libs.common.bus.protocol import Bus
@@ -63,14 +65,21 @@ outbox_table = Table(
     Index("outbox_published_at", "published_at", postgresql_where=text("published_at IS NOT NULL")),
 )
 
+_WRITTEN = ("type", "subject", "body")
 _log = structlog.get_logger()
 
 
 def _adding() -> Select[Any]:
-    """Write one event and wake the relay, in one statement."""
-    given = {name: bindparam(f"new_{name}", type_=outbox_table.c[name].type) for name in ("type", "subject", "body")}
-    added = insert(outbox_table).values(**given).returning(outbox_table.c.id).cte("added")
-    return select(func.pg_notify(CHANNEL, "")).select_from(added)
+    """Write events in their order and wake the relay, in one statement."""
+    columns = [outbox_table.c[name] for name in _WRITTEN]
+    given = (
+        func.unnest(*(bindparam(column.name, type_=ARRAY(column.type)) for column in columns))
+        .table_valued(*(sql_column(column.name, column.type) for column in columns), with_ordinality="place")
+        .render_derived()
+    )
+    written = select(*(given.c[name] for name in _WRITTEN)).order_by(given.c.place)
+    added = insert(outbox_table).from_select(_WRITTEN, written).returning(outbox_table.c.id).cte("added")
+    return select(func.pg_notify(CHANNEL, "")).where(select(added.c.id).exists())
 
 
 _ADD = _adding()
@@ -78,9 +87,9 @@ _ADD = _adding()
 
 async def add(session: AsyncSession, events: Sequence[Event]) -> None:
     """Write events in the caller's transaction and wake the relay when it commits."""
-    for event in events:
-        written = {"new_type": event.type, "new_subject": event.subject, "new_body": event.to_json()}
-        await session.execute(_ADD, written)
+    bodies = [event.to_json() for event in events]
+    written = {"type": [event.type for event in events], "subject": [event.subject for event in events], "body": bodies}
+    await session.execute(_ADD, written)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from types import TracebackType
 from typing import Self
 
@@ -31,6 +31,7 @@ class UnitOfWork:
         self.clock = clock
         self.source = source
         self._events: list[Event] = []
+        self._marks: list[BeforeCommit] = []
 
     def add_event(self, payload: Payload, *, subject: str, owner: str | None = None, sequence: int = 0) -> Event:
         """Say what happened; the event leaves when this unit commits.
@@ -50,6 +51,12 @@ class UnitOfWork:
         self._events.append(event)
         return event
 
+    def answer_also(self, caller: Context) -> None:
+        """Leave the mark of another request, too: this unit does what was asked for in that context."""
+        mark = caller.get(before_commit)
+        if mark is not None:
+            self._marks.append(mark)
+
     async def commit(self) -> None:
         """Make the changes and their events durable together."""
         with database_errors():
@@ -57,9 +64,9 @@ class UnitOfWork:
             if self._events:
                 await outbox.add(self.session, self._events)
                 self._events.clear()
-            mark = before_commit.get()
-            if mark is not None:
-                await mark(self.session)
+            for mark in (before_commit.get(), *self._marks):
+                if mark is not None:
+                    await mark(self.session)
             await self.session.commit()
 
     async def __aenter__(self) -> Self:

@@ -13,7 +13,7 @@ from libs.common.operations.failures import Backoff
 from libs.common.operations.model import Direction, Json, Operation, State, StepRecord, StepState
 from libs.common.operations.runner import OperationRunner
 from libs.common.operations.saga import Needed, OnEnd, RetryFrom, RetryLater, Saga, Step, StepFunction, UndoFunction
-from libs.common.operations.service import Operations, enqueue
+from libs.common.operations.service import Operations, Wanted, enqueue, enqueue_all
 from libs.common.operations.table import CHANNEL, operations_table
 
 __all__ = [
@@ -42,6 +42,8 @@ __all__ = [
     "StepState",
     "StepTimedOut",
     "UndoFunction",
+    "Wanted",
     "enqueue",
+    "enqueue_all",
     "operations_table",
 ]

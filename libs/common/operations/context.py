@@ -87,6 +87,11 @@ class StepContext:
         self.operation.memo = storable(self.operation.memo)
         await self._control.write()
 
+    def reach(self, fraction: float) -> None:
+        """Note how far this step is (0..1), for the next `save` to store."""
+        self.operation.progress = self._progress(fraction)
+        self._told = (self.operation.progress, self.operation.message)
+
     async def progress(self, fraction: float, message: str = "") -> None:
         """Tell how far this step is (0..1); stored if it is news, at most once a second.
 

@@ -1,6 +1,7 @@
 """What people do with operations: start one with the resource it works on, look, list, cancel, resume."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import func, select, text, update
@@ -10,7 +11,7 @@ from libs.common.ids import new_operation_id
 from libs.common.operations.errors import OperationNotCancellable, OperationNotFound, OperationNotResumable
 from libs.common.operations.model import Direction, Operation, State, StepState
 from libs.common.operations.saga import Saga
-from libs.common.operations.statements import ENQUEUE, enqueued
+from libs.common.operations.statements import ENQUEUE
 from libs.common.operations.table import CANCEL, announce, operations_table
 from libs.common.pagination import PageRequest, keyset
 from libs.common.telemetry import current_traceparent
@@ -19,6 +20,18 @@ from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 RETENTION = "90 days"
 _NOW = func.now()
 _t = operations_table.c
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An operation that shall be."""
+
+    kind: str
+    resource_type: str
+    resource_id: str
+    owner_id: str
+    input: Mapping[str, Any]
+    traceparent: str | None = field(default_factory=current_traceparent)
 
 
 async def enqueue(
@@ -31,19 +44,16 @@ async def enqueue(
     input: Mapping[str, Any],  # noqa: A002 - the field's own name
 ) -> Operation:
     """Add an operation to the unit of work: it exists, and a runner wakes, when the unit commits."""
+    return (await enqueue_all(uow, [Wanted(kind, resource_type, resource_id, owner_id, input)]))[0]
+
+
+async def enqueue_all(uow: UnitOfWork, wanted: Sequence[Wanted]) -> list[Operation]:
+    """Add operations to the unit of work, in one go and in their order."""
     service = uow.source.rpartition("/")[2]
-    given = enqueued(
-        id=new_operation_id(service),
-        kind=kind,
-        resource_type=resource_type,
-        resource_id=resource_id,
-        owner_id=owner_id,
-        input=dict(input),
-        traceparent=current_traceparent(),
-    )
+    given = [{"id": new_operation_id(service), **asdict(one)} for one in wanted]
     connection = await uow.session.connection()
-    row = (await connection.execute(ENQUEUE, given)).mappings().one()
-    return Operation.from_row(row)
+    rows = (await connection.execute(ENQUEUE, {"given": given})).mappings()
+    return sorted((Operation.from_row(row) for row in rows), key=lambda operation: operation.id)
 
 
 class Operations:

@@ -1,20 +1,23 @@
 """The runner's side of the operations table: claims under a lease, and writes that only the lease's holder can make.
 
-Every method is one statement in a transaction of its own, except `finish`, which is a unit of work.
+Every method is one statement in a transaction of its own, except `finish`, which is a unit of work; writes that meet
+share theirs.
 """
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, func, select, tuple_, update
+from sqlalchemy import func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
+from libs.common.batches import Batches
 from libs.common.db import database_errors
 from libs.common.operations.errors import LeaseLost
-from libs.common.operations.model import Operation, State
+from libs.common.operations.model import Json, Operation, State
 from libs.common.operations.saga import OnEnd
-from libs.common.operations.statements import CLAIM, FINISH, POSTPONE, SUCCEED, WRITE, as_it_is, seconds
+from libs.common.operations.statements import CLAIM, FINISH, POSTPONE, RENEW, SUCCEED, WRITE, as_it_is
 from libs.common.operations.table import CHANNEL, operations_table
 from libs.common.uow import UnitOfWorkFactory
 
@@ -24,13 +27,21 @@ _t = operations_table.c
 _FREE: Mapping[str, Any] = {"lease_holder": None, "lease_until": None}
 
 
+@dataclass(eq=False, slots=True)
+class _Write:
+    state: Json
+    stored: bool = False
+    cancel_requested: bool = False
+
+
 class OperationStore:
     """Claims and fenced writes over one service's operations table."""
 
     def __init__(self, uow: UnitOfWorkFactory, *, lease_s: float) -> None:
         self._uow = uow
-        self._engine = uow.database.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = uow.database.standalone
         self._lease_s = lease_s
+        self._writes = Batches(self._write_all)
 
     async def claim(self, holder: str, kinds: Iterable[str], limit: int) -> list[Operation]:
         """Take up to `limit` operations that are due and free: pending ones, and running ones without a live lease.
@@ -48,24 +59,31 @@ class OperationStore:
 
     async def renew(self, held: Sequence[tuple[str, str]]) -> dict[str, bool]:
         """Prolong leases given as (id, holder): the ids still held, each with whether its cancellation is wanted."""
-        renewing = (
-            update(operations_table)
-            .where(tuple_(_t.id, _t.lease_holder).in_(held))
-            .values(lease_until=func.now() + seconds(self._lease_s))
-            .returning(_t.id, _t.cancel_requested)
-        )
+        leases = [{"id": name, "lease_holder": holder} for name, holder in held]
         with database_errors():
             async with self._engine.connect() as connection:
-                rows = await connection.execute(renewing)
+                rows = await connection.execute(RENEW, {"given": leases, "lease_s": self._lease_s})
                 return {row.id: row.cancel_requested for row in rows}
 
     async def write(self, operation: Operation) -> bool:
-        """Store where the operation is; gives whether its cancellation is wanted. Raises LeaseLost."""
-        return await self._fenced(operation, WRITE)
+        """Store where the operation is; gives whether its cancellation is wanted. Raises LeaseLost.
+
+        Those that are to be written at the same time are written together.
+        """
+        writing = _Write(as_it_is(operation))
+        await self._writes.do(writing)
+        if not writing.stored:
+            raise LeaseLost(operation.id)
+        return writing.cancel_requested
 
     async def postpone(self, operation: Operation, delay_s: float) -> None:
         """Store where the operation is and let go of it for `delay_s`, or at once if it is to be cancelled."""
-        await self._fenced(operation, POSTPONE, delay_s=delay_s)
+        given = {"given": [as_it_is(operation)], "delay_s": delay_s}
+        with database_errors():
+            async with self._engine.connect() as connection:
+                stored = (await connection.execute(POSTPONE, given)).first()
+        if stored is None:
+            raise LeaseLost(operation.id)
 
     async def release(self, held: tuple[str, str]) -> None:
         """Let go of an operation (id, holder) so that any runner may go on with it at once."""
@@ -84,7 +102,7 @@ class OperationStore:
         async with self._uow() as uow:
             with database_errors():
                 connection = await uow.session.connection()
-                ended = (await connection.execute(ending, as_it_is(operation) | {"new_state": operation.state})).first()
+                ended = (await connection.execute(ending, {"given": [as_it_is(operation)]})).first()
                 if ended is None:
                     holder = await connection.scalar(select(_t.lease_holder).where(_t.id == operation.id))
                     if holder != operation.lease_holder:
@@ -95,10 +113,12 @@ class OperationStore:
                 await uow.commit()
         return True
 
-    async def _fenced(self, operation: Operation, change: Select[Any], **given: Any) -> bool:
+    async def _write_all(self, writes: Sequence[_Write]) -> Sequence[Exception | None]:
+        given = {"given": [writing.state for writing in writes]}
         with database_errors():
             async with self._engine.connect() as connection:
-                row = (await connection.execute(change, as_it_is(operation) | given)).first()
-        if row is None:
-            raise LeaseLost(operation.id)
-        return bool(row.cancel_requested)
+                stored = {row.id: row.cancel_requested for row in await connection.execute(WRITE, given)}
+        for writing in writes:
+            writing.stored = writing.state["id"] in stored
+            writing.cancel_requested = stored.get(writing.state["id"], False)
+        return [None] * len(writes)

@@ -87,6 +87,19 @@ async def handled(database: Database) -> dict[str, int]:
     return {row["subject"]: row["handled"] for row in await rows(database, counters)}
 
 
+async def test_events_of_one_unit_are_written_in_their_order(uow: UnitOfWorkFactory, database: Database) -> None:
+    async with uow() as unit:
+        for number in range(20):
+            unit.add_event(Ticked(number=number), subject=f"clock-{number % 3}", owner="ada", sequence=number)
+        await unit.commit()
+    written = [
+        Event.from_json(row["body"]) for row in sorted(await rows(database, outbox_table), key=lambda r: r["id"])
+    ]
+    assert [(event.data["number"], event.subject) for event in written] == [
+        (number, f"clock-{number % 3}") for number in range(20)
+    ]
+
+
 @pytest.mark.usefixtures("relay")
 async def test_a_committed_event_is_handled_once_and_marked(
     uow: UnitOfWorkFactory, bus: LocalBus, database: Database, eventually: Eventually

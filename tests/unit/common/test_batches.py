@@ -3,7 +3,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from libs.common.batches import Batches
+from libs.common.batches import Batches, SharedLook
 
 
 class Worker:
@@ -92,3 +92,32 @@ async def test_a_call_given_up_before_its_batch_is_left_out_and_hurts_no_other()
     worker.go.set()
     await other
     assert worker.batches == [["first"], ["other"]]
+
+
+async def test_a_look_under_way_is_not_shared_with_who_asks_later_but_the_next_one_is() -> None:
+    looks: list[asyncio.Future[str]] = []
+
+    async def look() -> str:
+        looks.append(asyncio.get_running_loop().create_future())
+        return await looks[-1]
+
+    shared = SharedLook(look)
+    first = asyncio.create_task(shared.now())
+    await turns()
+    later = [asyncio.create_task(shared.now()) for _ in range(3)]
+    await turns()
+    assert len(looks) == 1
+    looks[0].set_result("then")
+    await turns()
+    assert (await first, len(looks)) == ("then", 2)
+    looks[1].set_result("now")
+    assert await asyncio.gather(*later) == ["now"] * 3
+
+
+async def test_a_look_that_fails_fails_all_who_share_it() -> None:
+    async def look() -> str:
+        raise ValueError("dark")
+
+    shared = SharedLook(look)
+    told = await asyncio.gather(shared.now(), shared.now(), return_exceptions=True)
+    assert [str(fault) for fault in told] == ["dark", "dark"]
