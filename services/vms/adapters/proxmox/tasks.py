@@ -37,6 +37,7 @@ class TaskWatch:
         self._poll_s = poll_s
         self._waiting: dict[str, list[asyncio.Future[str]]] = defaultdict(list)
         self._missed: dict[str, int] = defaultdict(int)
+        self._running: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._round = 0
 
@@ -82,12 +83,14 @@ class TaskWatch:
             item = listed.get(upid)
             if item is None:
                 self._missed[upid] += 1
-                if self._missed[upid] >= _MISSES:
+                # One that was seen at work has ended, behind more others than the list keeps.
+                if upid in self._running or self._missed[upid] >= _MISSES:
                     missing.append(upid)
             elif item.get("endtime") and item.get("status"):
                 self._end(upid, str(item["status"]))
             else:
                 self._missed.pop(upid, None)
+                self._running.add(upid)
         for start in range(0, len(missing), _AT_A_TIME):
             await asyncio.gather(*(self._ask(upid) for upid in missing[start : start + _AT_A_TIME]))
         if self._round % _STALE_ROUNDS == 0:
@@ -126,4 +129,5 @@ class TaskWatch:
 
     def _forget(self, upid: str) -> list[asyncio.Future[str]]:
         self._missed.pop(upid, None)
+        self._running.discard(upid)
         return self._waiting.pop(upid, [])
