@@ -37,7 +37,7 @@ class Cloning:
 
     async def run(self, context: StepContext) -> Json:
         """Clone under the machine's own VMID and mark, so that a clone can be known again whoever lost its UPID."""
-        vm = await self._machines.record(context)
+        vm = await self._machines.record(context, kept=True)
         if vm.vmid is None:
             vm.vmid = await self._vmids.ensure(vm.id)
         vmid = vm.vmid
@@ -78,20 +78,20 @@ class Cloning:
                 await self._machines.break_off(context, cluster, stored["upid"])
             if await self._machines.surely_gone(vm):
                 if "intended_at" in stored:  # an unanswered clone may still show
-                    await self._leave_behind(vm, place.get("source"), "the outcome of its clone is not known")
+                    await self._leave_behind(context, vm, place.get("source"), "the outcome of its clone is not known")
                 return
             found = await self._machines.find(vm, near=context.result.get("node"))
             if found.config.lock is not None:
-                await self._leave_behind(vm, found.node, f"locked: {found.config.lock}")
+                await self._leave_behind(context, vm, found.node, f"locked: {found.config.lock}")
                 return
             await self._machines.stop(context, found)
             await self._machines.destroy(context, found)
         except MachineMissing:
             return
         except MachineNotOurs as error:
-            await self._vmids.give_up(vm.id, foreign=True, node=error.node, reason="not ours")
+            await self._give_up(context, vm, foreign=True, node=error.node, reason="not ours")
         except (NodeDown, TaskInterrupted) as error:
-            await self._leave_behind(vm, error.node, error.detail)
+            await self._leave_behind(context, vm, error.node, error.detail)
 
     async def _template(self, cluster: Cluster, place: Json) -> Template:
         for template in await cluster.templates(max_age_s=30):
@@ -129,10 +129,14 @@ class Cloning:
         """A stranger has the VMID: leave it to them and go on with another one."""
         collisions = int(context.memo.get("collisions", 0)) + 1
         context.memo["collisions"] = collisions
-        await self._vmids.give_up(vm.id, foreign=True, node=None, reason="taken by another machine")
+        await self._give_up(context, vm, foreign=True, node=None, reason="taken by another machine")
         if collisions > _COLLISIONS:
             raise NoNodeFits("Too many VMIDs of Telar's range are in use by others; an operator must give it a range")
         raise RetryFrom("clone", undo=False, reason="The VMID was taken; going on with another one")
 
-    async def _leave_behind(self, vm: Vm, node: str | None, reason: str) -> None:
-        await self._vmids.give_up(vm.id, foreign=False, node=node, reason=reason)
+    async def _leave_behind(self, context: StepContext, vm: Vm, node: str | None, reason: str) -> None:
+        await self._give_up(context, vm, foreign=False, node=node, reason=reason)
+
+    async def _give_up(self, context: StepContext, vm: Vm, *, foreign: bool, node: str | None, reason: str) -> None:
+        self._machines.forget(context)
+        await self._vmids.give_up(vm.id, foreign=foreign, node=node, reason=reason)

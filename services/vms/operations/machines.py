@@ -56,7 +56,7 @@ class Machines:
         """The record that the operation works on; raises VmNotFound.
 
         `kept`: as a step of this run has read it before, if one has. Only operations change what steps look at, and
-        one at a time works on a machine; a step that changes it itself, or follows one that does, reads it anew.
+        one at a time works on a machine; a step that changes it `forget`s it.
         """
         known: Vm | None = context.kept.get(_RECORD) if kept else None
         if known is not None:
@@ -67,6 +67,10 @@ class Machines:
             raise VmNotFound("The machine's record is gone")
         context.kept[_RECORD] = vm
         return vm
+
+    def forget(self, context: StepContext) -> None:
+        """Have the record read anew: this step changes it."""
+        context.kept.pop(_RECORD, None)
 
     async def find(self, vm: Ours, *, near: str | None = None) -> Found:
         return await locate(self.fleet, vm, near=near)
@@ -105,6 +109,7 @@ class Machines:
         if upid is None:
             return
         if stored.get("upid") != upid:
+            context.reach(0.5)
             await context.save(**{key: {"upid": upid}})
         try:
             await self.follow(context, cluster, upid)

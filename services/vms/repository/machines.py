@@ -6,8 +6,23 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, Select, Text, bindparam, cast, delete, func, or_, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    column,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -73,12 +88,24 @@ def _assign() -> Any:
 
 
 def _lease_next() -> Any:
-    """Lease the VMID whose turn it is, unless it is taken."""
+    """Lease to each holder the VMID whose turn it is, unless it is taken."""
     table = VmidLease.__table__  # type: ignore[attr-defined] # as above
-    given = {name: bindparam(f"new_{name}", type_=table.c[name].type) for name in ("cluster", "vm_id", "since")}
-    vmid = cast(bindparam("first") + func.nextval("vmid_turns") % bindparam("size"), Integer)
-    leasing = insert(table).values(**given, vmid=vmid, state=HELD, reason="")
-    return leasing.on_conflict_do_nothing().returning(table.c.vmid)
+    given = (
+        func.unnest(bindparam("holders", type_=ARRAY(table.c.vm_id.type)))
+        .table_valued(column("vm_id", table.c.vm_id.type))
+        .render_derived()
+    )
+    turn = cast(bindparam("first") + func.nextval("vmid_turns") % bindparam("size"), Integer)
+    of_each = {
+        "cluster": bindparam("of_cluster", type_=table.c.cluster.type),
+        "vmid": turn,
+        "state": literal(HELD),
+        "vm_id": given.c.vm_id,
+        "reason": literal(""),
+        "since": bindparam("now", type_=table.c.since.type),
+    }
+    leasing = insert(table).from_select(list(of_each), select(*of_each.values()).select_from(given))
+    return leasing.on_conflict_do_nothing().returning(table.c.vm_id, table.c.vmid)
 
 
 _PROMISED, _ASSIGN, _LEASE_NEXT = _promised(), _assign(), _lease_next()
@@ -107,9 +134,9 @@ class VmRepository:
         first, second = ("vmid", "number") if vmid_first else ("number", "vmid")
         return by_key.get(first) or by_key.get(second)
 
-    async def add(self, vm: Vm) -> None:
-        """Add a record; its number is known afterwards."""
-        self._session.add(vm)
+    async def add(self, *vms: Vm) -> None:
+        """Add records; their numbers are known afterwards."""
+        self._session.add_all(vms)
         await self._session.flush()
 
     async def remove(self, vm: Vm) -> None:
@@ -188,24 +215,32 @@ class VmidRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def lease(self, cluster: str, vm_id: UUID, *, first: int, last: int, now: datetime) -> int | None:
-        """Lease a free VMID of the range; None if there is none.
+    async def lease(
+        self, cluster: str, holders: Sequence[UUID], *, first: int, last: int, now: datetime
+    ) -> dict[UUID, int]:
+        """Lease a free VMID of the range to each of the holders; those for whom there is none are left out.
 
         Turns go round the range, so that an id comes back as late as possible: backups and firewall rules of a machine
         that is gone may linger under it.
         """
         size = last - first + 1
-        turn = {"new_cluster": cluster, "new_vm_id": vm_id, "new_since": now, "first": first, "size": size}
+        turn = {"of_cluster": cluster, "now": now, "first": first, "size": size}
+        leased: dict[UUID, int] = {}
         for _ in range(min(size, _TURNS)):
-            vmid: int | None = await self._session.scalar(_LEASE_NEXT, turn)
-            if vmid is not None:
-                return vmid
+            left = [holder for holder in holders if holder not in leased]
+            if not left:
+                return leased
+            rows = await self._session.execute(_LEASE_NEXT, turn | {"holders": left})
+            leased |= {row.vm_id: row.vmid for row in rows}
         known = select(col(VmidLease.vmid)).where(col(VmidLease.cluster) == cluster)
         taken = set((await self._session.execute(known)).scalars())
-        for vmid in range(first, last + 1):
-            if vmid not in taken and await self._take(cluster, vm_id, vmid, now):
-                return vmid
-        return None
+        free = (vmid for vmid in range(first, last + 1) if vmid not in taken)
+        for holder in (holder for holder in holders if holder not in leased):
+            for vmid in free:
+                if await self._take(cluster, holder, vmid, now):
+                    leased[holder] = vmid
+                    break
+        return leased
 
     async def _take(self, cluster: str, vm_id: UUID, vmid: int, now: datetime) -> bool:
         taking = insert(VmidLease).values(cluster=cluster, vmid=vmid, state=HELD, vm_id=vm_id, reason="", since=now)

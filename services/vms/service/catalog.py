@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from libs.common.batches import SharedLook
 from libs.common.uow import UnitOfWorkFactory
 from services.vms.domain.cluster import Template, choose_templates
 from services.vms.domain.placement import Candidate, Demand, Policy, Verdict, explain, rank
@@ -13,7 +15,7 @@ from services.vms.models import TemplateRecord, Vm
 from services.vms.ports import Cluster
 from services.vms.repository import TemplateRepository
 from services.vms.schemas import Wish
-from services.vms.service.capacity import candidates, tally
+from services.vms.service.capacity import Tally, candidates, tally
 from services.vms.service.fleet import Fleet
 
 _TEMPLATE_AGE_S = 15.0
@@ -52,6 +54,8 @@ class Catalog:
         self._uow = uow
         self._fleet = fleet
         self._policy = policy
+        self._records = SharedLook(self._all_records)
+        self._tallies = {cluster.name: SharedLook(partial(self._tally, cluster.name)) for cluster in fleet}
 
     # Templates
 
@@ -70,6 +74,10 @@ class Catalog:
         return found
 
     async def records(self) -> Sequence[TemplateRecord]:
+        """Every template's record; not to be changed, since others may look at the same ones."""
+        return await self._records.now()
+
+    async def _all_records(self) -> Sequence[TemplateRecord]:
         async with self._uow.looking() as session:
             return await TemplateRepository(session).all()
 
@@ -152,10 +160,13 @@ class Catalog:
             known = await offer.cluster.inventory(max_age_s=max_age_s)
         except ProxmoxFailure:
             return Placement(offer, demand)
-        async with self._uow.looking() as session:
-            told = await tally(session, offer.cluster.name)
+        told = await self._tallies[offer.cluster.name].now()
         found = candidates(offer.cluster, known, told, copies=offer.copies)
         return Placement(offer, demand, self.rank(demand, found))
+
+    async def _tally(self, cluster: str) -> Tally:
+        async with self._uow.looking() as session:
+            return await tally(session, cluster)
 
     def rank(self, demand: Demand, candidates: Sequence[Candidate]) -> list[Verdict]:
         return rank(demand, candidates, self._policy)

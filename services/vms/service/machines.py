@@ -1,9 +1,7 @@
 """What users do with virtual machines: each change is recorded, reserved for, and handed to an operation."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import structlog
@@ -11,7 +9,6 @@ from sqlalchemy import select
 
 from libs.common import quotas
 from libs.common.auth import Principal
-from libs.common.ids import uuid7
 from libs.common.operations import Operation
 from libs.common.pagination import PageRequest
 from libs.common.sealing import Sealer
@@ -28,28 +25,24 @@ from services.vms.domain.states import (
     require_deletable,
     require_growth,
 )
-from services.vms.domain.templates import TemplateStatus
 from services.vms.errors import (
     ForeignOwner,
     NoCluster,
     OwnerNotFound,
     ProxmoxFailure,
     SeedRefused,
-    TemplateNotFound,
 )
-from services.vms.events import VmCreated
 from services.vms.models import Vm
 from services.vms.ports import Images
-from services.vms.repository import TemplateRepository, VmFilter, VmRepository
+from services.vms.repository import VmFilter, VmRepository
 from services.vms.schemas import CreateVm, UpdateVm, Wish
 from services.vms.service.access import Reference, begin, changeable, visible
 from services.vms.service.catalog import Catalog, Placement
+from services.vms.service.creating import Creating
 from services.vms.service.fleet import Fleet
 from services.vms.service.locating import locate
-from services.vms.service.records import enter, sizes, tell
+from services.vms.service.records import enter, sizes
 from services.vms.service.vmids import Vmids
-
-_CREATIONS_AT_ONCE = 4
 
 _log = structlog.get_logger()
 
@@ -82,12 +75,9 @@ class Vms:
         self._owners = owners
         self._fleet = fleet
         self._catalog = catalog
-        self._vmids = vmids
-        self._sealer = sealer
         self._networks = networks
         self._images = images
-        # An owner's requests wait for the one row of their quota anyway: better here than each with a connection.
-        self._creating = asyncio.Semaphore(_CREATIONS_AT_ONCE)
+        self._creating = Creating(uow, vmids, sealer)
 
     async def list(self, principal: Principal, wanted: VmFilter, request: PageRequest) -> Sequence[Any]:
         """One page of the caller's machines (everyone's for administrators), and one more if there is a next page."""
@@ -146,28 +136,11 @@ class Vms:
         self._check(wish)
         if wish.image_id is not None:
             await self._images.get(wish.image_id, bearer=bearer)
-        async with self._creating:
-            return await self._create(owner_id, wish)
-
-    async def _create(self, owner_id: str, wish: CreateVm) -> tuple[Vm, Operation]:
         placement = await self._catalog.choose(wish, ha=wish.ha)
-        offer = placement.offer
-        if wish.user_data is not None and not offer.copies[0].cloud_init:
-            raise SeedRefused(f"{offer.copies[0].name} has no cloud-init drive that user_data could take the place of")
-        async with self._uow() as uow:
-            record = None if offer.record is None else await TemplateRepository(uow.session).share(offer.record.id)
-            if offer.record is not None and (record is None or record.state != TemplateStatus.READY):
-                raise TemplateNotFound(f"The template {offer.record.name} is being deleted")
-            vm = self._record(owner_id, wish, placement, uow.clock.now())
-            vm.reserved = sizes(vm)
-            usage = await quotas.reserve(uow.session, owner_id, vm.reserved)
-            await self._vmids.lease(uow, vm)
-            await VmRepository(uow.session).add(vm)
-            given = {"start": wish.start, "node": wish.node, "ha": wish.ha, "seed": wish.user_data is not None}
-            operation = await begin(uow, "vm.create", vm, given)
-            tell(uow, VmCreated, vm, usage)
-            await uow.commit()
-        return vm, operation
+        template = placement.offer.copies[0]
+        if wish.user_data is not None and not template.cloud_init:
+            raise SeedRefused(f"{template.name} has no cloud-init drive that user_data could take the place of")
+        return await self._creating.create(owner_id, wish, placement)
 
     def _check(self, wish: CreateVm) -> None:
         if wish.network is not None:
@@ -175,35 +148,6 @@ class Vms:
         password = wish.password
         if wish.user_data is not None and password is not None:
             require_hashable(password.get_secret_value())
-
-    def _record(self, owner_id: str, wish: CreateVm, placement: Placement, now: datetime) -> Vm:
-        offer, demand, seal = placement.offer, placement.demand, self._sealer.seal
-        template = offer.copies[0]
-        return Vm(
-            id=uuid7(),
-            owner_id=owner_id,
-            name=wish.name,
-            os_type=template.os_type,
-            # Copies of a template are equal; a VMID means that one copy alone.
-            template=str(template.vmid) if wish.template == str(template.vmid) else template.name,
-            template_id=None if offer.record is None else offer.record.id,
-            image_id=None if offer.record is None else offer.record.image_id,
-            cluster=offer.cluster.name,
-            state=State.CREATING.value,
-            cores=demand.cores,
-            memory_mib=demand.memory_mib,
-            disk_gib=demand.disk_gib,
-            ha=wish.ha,
-            network=None if wish.network is None else wish.network.model_dump(mode="json", exclude_none=True),
-            reserved={},
-            guest_user=wish.user,
-            ssh_public_key=wish.ssh_public_key,
-            sealed_password=None if wish.password is None else seal(wish.password.get_secret_value()),
-            sealed_user_data=None if wish.user_data is None else seal(wish.user_data),
-            created_at=now,
-            updated_at=now,
-            state_at=now,
-        )
 
     async def dry_run(self, wish: Wish, *, ha: bool = False) -> Sequence[Placement]:
         """Where a machine would go now, cluster by cluster; raises TemplateNotFound or DiskTooSmall."""

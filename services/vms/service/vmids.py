@@ -1,5 +1,6 @@
 """VMIDs of Telar's range: leased to one machine each, and held on to while something may still have them."""
 
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import structlog
@@ -26,18 +27,23 @@ class Vmids:
         self._last = last
         self._settle_s = settle_s
 
-    async def lease(self, uow: UnitOfWork, vm: Vm) -> None:
-        """Give a machine a VMID in the caller's transaction; raises VmidsExhausted."""
-        vm.vmid = await self.lease_for(uow, vm.cluster, vm.id)
+    async def lease(self, uow: UnitOfWork, *vms: Vm) -> None:
+        """Give machines of one cluster their VMIDs in the caller's transaction; raises VmidsExhausted."""
+        leased = await self._lease(uow, vms[0].cluster, [vm.id for vm in vms])
+        for vm in vms:
+            vm.vmid = leased[vm.id]
 
     async def lease_for(self, uow: UnitOfWork, cluster: str, holder: UUID) -> int:
         """Lease a VMID of a cluster to whoever has that id, in the caller's transaction; raises VmidsExhausted."""
-        vmid = await VmidRepository(uow.session).lease(
-            cluster, holder, first=self._first, last=self._last, now=uow.clock.now()
+        return (await self._lease(uow, cluster, [holder]))[holder]
+
+    async def _lease(self, uow: UnitOfWork, cluster: str, holders: Sequence[UUID]) -> Mapping[UUID, int]:
+        leased = await VmidRepository(uow.session).lease(
+            cluster, holders, first=self._first, last=self._last, now=uow.clock.now()
         )
-        if vmid is None:
+        if len(leased) < len(holders):
             raise VmidsExhausted(f"All from {self._first} to {self._last} are taken", retry_after_s=60)
-        return vmid
+        return leased
 
     async def ensure(self, vm_id: UUID) -> int:
         """The VMID of a machine's record; another one is leased if it had to give its own up."""

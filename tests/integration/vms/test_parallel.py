@@ -31,6 +31,27 @@ async def test_parallel_requests_never_exceed_a_quota(service: Service) -> None:
     assert len(service.machines()) == 3
 
 
+async def test_creations_that_are_recorded_together_answer_and_tell_each_its_own(service: Service) -> None:
+    user = await service.new_user()
+    wishes = [{"name": f"vm-{number}", "os_type": "debian", "cores": 1 + number % 3} for number in range(12)]
+    requests = [
+        service.call("POST", "/api/v1/vms", user, json=wish, headers={"Idempotency-Key": wish["name"]})
+        for wish in wishes * 2
+    ]
+    answers = [answer.json() for answer in await asyncio.gather(*requests)]
+    assert answers[:12] == answers[12:]
+    for wish, answer in zip(wishes, answers, strict=False):
+        assert {name: answer["vm"][name] for name in ("name", "cores")} == {
+            "name": wish["name"],
+            "cores": wish["cores"],
+        }
+        assert (await service.ended(answer["id"], user, deadline_s=60))["state"] == "succeeded"
+    assert len(service.machines()) == 12
+    assert service.used(user)["vms"] == 12
+    told = [event for event in service.heard if event.type == "vms.vm.created.v1" and event.owner == user]
+    assert sorted(event.data["name"] for event in told) == sorted(str(wish["name"]) for wish in wishes)
+
+
 async def test_parallel_growth_never_exceeds_a_quota(service: Service) -> None:
     user = await service.new_user(disk_gib=30)
     made = [await service.begin(user, name=f"vm-{number}", start=False) for number in range(4)]

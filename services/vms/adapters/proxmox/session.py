@@ -55,11 +55,10 @@ class Session:
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         under_way = [asyncio.wrap_future(running) for running in tuple(self._under_way)]
+        for one in under_way:
+            one.add_done_callback(_heard)
         if under_way:
             await asyncio.wait(under_way, timeout=_PARTING_S)
-            for one in under_way:
-                if one.done() and not one.cancelled():
-                    one.exception()  # its caller has it; here it only had to end
         with self._lock:
             connections, self._connections = self._connections, []
         for connection in connections:
@@ -128,3 +127,9 @@ class Session:
             with self._lock:
                 self._connections.append(connection)
         return connection
+
+
+def _heard(call: asyncio.Future[Any]) -> None:
+    """Take note of how a call ended that only had to end: its caller has its failure, or is gone."""
+    if not call.cancelled():
+        call.exception()
