@@ -22,7 +22,8 @@ import psutil
 from PIL import Image, ImageFilter
 from pymongo import MongoClient
 
-from tests.bench.gateway_relay import Processes, free_port
+from libs.common.testing.ports import free_port
+from tests.bench.gateway_relay import Processes
 
 HERE = Path(__file__).parent
 PICTURES = 5_000

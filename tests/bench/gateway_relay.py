@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from libs.common.testing.ports import free_port
 from tests.bench.gateway_relay_apps import access_token
 
 HERE = Path(__file__).parent
@@ -78,11 +79,6 @@ def processes() -> Iterator[Processes]:
             yield started
         finally:
             started.stop()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def rate(port: int, token: str, seconds: float) -> float:

@@ -18,7 +18,8 @@ from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from cli.backends import EmbeddedPostgres
-from tests.bench.gateway_relay import Processes, access_token, free_port, peak_growth
+from libs.common.testing.ports import free_port
+from tests.bench.gateway_relay import Processes, access_token, peak_growth
 
 HERE = Path(__file__).parent
 LINKS_CONF = HERE.parents[1] / "deploy" / "nginx" / "image-files.conf"

@@ -21,7 +21,8 @@ from typing import Any
 
 import psutil
 
-from tests.bench.gateway_relay import Processes, access_token, free_port, peak_growth
+from libs.common.testing.ports import free_port
+from tests.bench.gateway_relay import Processes, access_token, peak_growth
 from tests.bench.image_download import Deployment, deployment
 from tests.corpora.images import disks
 

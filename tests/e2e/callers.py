@@ -1,5 +1,6 @@
 """Users of a suite's gateway who wait for what they began."""
 
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from .conftest import RunningSuite, log_in
+from .conftest import PASSWORD, RunningSuite, log_in
 
 Within = Callable[..., float]
 ENDED = ("succeeded", "failed", "cancelled", "needs_operator")
@@ -43,3 +44,15 @@ def caller_of(suite: RunningSuite, name: str, password: str) -> Caller:
     token = log_in(suite.url, name, password)["access_token"]
     headers = {"authorization": f"Bearer {token}"}
     return Caller(httpx.Client(base_url=suite.url, headers=headers, timeout=60, trust_env=False), name)
+
+
+def client_of(suite: RunningSuite, admin: Caller, **quota: int) -> Caller:
+    """A new user; `quota` limits what it may have."""
+    name = f"client-{secrets.token_hex(4)}"
+    body = {"email": f"{name}@example.org", "username": name, "password": PASSWORD}
+    made = admin.http.post("/api/v1/users/", json=body)
+    assert made.status_code == 201, made.text
+    if quota:
+        allowed = admin.http.patch(f"/api/v1/users/{made.json()['id']}", json={"quota": quota})
+        assert allowed.status_code == 200, allowed.text
+    return caller_of(suite, name, PASSWORD)

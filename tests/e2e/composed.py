@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,7 @@ import pytest
 from docker.models.containers import Container
 
 from cli.secrets import write as write_secrets
+from libs.common.testing.ports import free_port
 from libs.common.testing.stack import require_engine
 
 PROJECT = Path(__file__).parents[2]
@@ -59,18 +59,6 @@ def free_subnet(third: str = "10.213") -> str:
         wanted = ipaddress.ip_network(f"{third}.{1 + secrets.randbelow(250)}.0/24")
         if not any(wanted.overlaps(one) for one in taken):
             return str(wanted)
-
-
-def free_port() -> int:
-    """Below the range of outgoing connections and of stacks, so that it stays free until the gateway opens it."""
-    while True:
-        port = 14_000 + secrets.randbelow(5_000)
-        with closing(socket.socket()) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 @dataclass

@@ -178,6 +178,12 @@ class Account:
     session: dict[str, Any]
 
 
+@pytest.fixture(scope="module")
+def containers(suite: RunningSuite) -> Composed:
+    assert suite.containers is not None
+    return suite.containers
+
+
 @pytest.fixture(scope="session")
 def admin(suite: RunningSuite) -> Iterator[Account]:
     session = log_in(suite.url, suite.username, suite.password)

@@ -10,9 +10,9 @@ import pytest
 
 from tests.corpora.images import disks
 
-from .callers import Caller, Within, caller_of
+from .callers import Caller, Within, caller_of, client_of
 from .composed import Composed
-from .conftest import PASSWORD, RunningSuite, composed_suite
+from .conftest import RunningSuite, composed_suite
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -26,12 +26,6 @@ def suite() -> Iterator[RunningSuite]:
 
 
 @pytest.fixture(scope="module")
-def containers(suite: RunningSuite) -> Composed:
-    assert suite.containers is not None
-    return suite.containers
-
-
-@pytest.fixture(scope="module")
 def admin(suite: RunningSuite) -> Iterator[Caller]:
     caller = caller_of(suite, suite.username, suite.password)
     yield caller
@@ -41,13 +35,7 @@ def admin(suite: RunningSuite) -> Iterator[Caller]:
 @pytest.fixture(scope="module")
 def client(suite: RunningSuite, admin: Caller) -> Iterator[Caller]:
     """A user who may have two machines."""
-    name = f"client-{secrets.token_hex(4)}"
-    body = {"email": f"{name}@example.org", "username": name, "password": PASSWORD}
-    made = admin.http.post("/api/v1/users/", json=body)
-    assert made.status_code == 201, made.text
-    quota = admin.http.patch(f"/api/v1/users/{made.json()['id']}", json={"quota": {"vms": 2}})
-    assert quota.status_code == 200, quota.text
-    caller = caller_of(suite, name, PASSWORD)
+    caller = client_of(suite, admin, vms=2)
     yield caller
     caller.http.close()
 

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -14,18 +13,12 @@ import httpx
 import pytest
 
 from libs.common.testing import stack
+from libs.common.testing.ports import free_port
 
 from .conftest import REVOKED_S, RunningSuite, log_in
 
 TELAR = [sys.executable, "-m", "cli.main"]
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.docker]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -28,6 +28,8 @@ from docker.models.containers import Container
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
+from libs.common.testing.ports import free_port
+
 _LABEL = "telar.test.owner"
 _UNIX = "unix://"
 _POLL_S = 0.02
@@ -91,22 +93,6 @@ def _remove_leftovers() -> None:
                 container.remove(force=True, v=True)
 
 
-def _free_port() -> int:
-    """A free port that stays free while the server is down.
-
-    Below Linux's range for outgoing connections: a client that keeps trying an ephemeral port of its own machine
-    ends up connected to itself, and then the server cannot have the port back. And below the range of stacks' ports.
-    """
-    while True:
-        port = 12_000 + secrets.randbelow(8_000)
-        with closing(socket.socket()) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-
-
 class Backend(ABC):
     """A server in a container, published on one port for all its life."""
 
@@ -116,7 +102,7 @@ class Backend(ABC):
         self._runner = DockerContainer(image, env=environment)
         self.host = self._runner.get_docker_client().host()
         # The engine gives a random port anew at every start, so the port is fixed here.
-        self.port = _free_port()
+        self.port = free_port()
         address = "127.0.0.1" if self.host == "localhost" else ""
         self._runner.ports[str(port)] = (address, self.port)  # type: ignore[assignment] # docker-py takes the pair
         # RabbitMQ's data folder is named after the host: with another name the data would be lost.

@@ -1,5 +1,5 @@
-"""Waiting, as the end-to-end tests do it."""
+"""Waiting, and the suite's containers, as in the end-to-end tests."""
 
-from tests.e2e.conftest import within
+from tests.e2e.conftest import containers, within
 
-__all__ = ["within"]
+__all__ = ["containers", "within"]

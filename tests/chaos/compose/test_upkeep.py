@@ -14,9 +14,9 @@ import pytest
 from pymongo import MongoClient
 
 from tests.corpora.images import disks
-from tests.e2e.callers import Caller, Within, caller_of
+from tests.e2e.callers import Caller, Within, caller_of, client_of
 from tests.e2e.composed import PROJECT, SERVICES, Composed
-from tests.e2e.conftest import PASSWORD, RunningSuite, composed_suite
+from tests.e2e.conftest import RunningSuite, composed_suite
 from tests.integration.fetcher.pictures import PictureServer
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -33,19 +33,9 @@ def suite() -> Iterator[RunningSuite]:
 
 
 @pytest.fixture(scope="module")
-def containers(suite: RunningSuite) -> Composed:
-    assert suite.containers is not None
-    return suite.containers
-
-
-@pytest.fixture(scope="module")
 def client(suite: RunningSuite) -> Iterator[Caller]:
     admin = caller_of(suite, suite.username, suite.password)
-    name = f"client-{secrets.token_hex(4)}"
-    body = {"email": f"{name}@example.org", "username": name, "password": PASSWORD}
-    made = admin.http.post("/api/v1/users/", json=body)
-    assert made.status_code == 201, made.text
-    caller = caller_of(suite, name, PASSWORD)
+    caller = client_of(suite, admin)
     yield caller
     admin.http.close()
     caller.http.close()

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import structlog
 
+from libs.common.testing.ports import free_port
 from services.fetcher.settings import FetcherSettings
 from tests.integration.fetcher.conftest import RunFetcher
-from tests.integration.fetcher.mongo_servers import free_port
 from tests.integration.fetcher.pictures import picture
 from tests.integration.fetcher.test_crash import _WORKER, settings_json
 

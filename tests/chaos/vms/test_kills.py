@@ -1,13 +1,9 @@
 """The service is killed a hundred times, at every write of every saga: all must end, with nothing left behind."""
 
-import asyncio
-import json
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +12,8 @@ from libs.common.testing.serving import user_event
 from libs.pvesim.app import RunningLab
 from services.vms.main import migrate
 from tests.contract.vms.harness import PLENTY, Service, cluster_of, running, settings
+from tests.integration.vms.killing import free_leases, killed
 
-ROOT = Path(__file__).parents[3]
 RUNS = int(os.environ.get("TELAR_CHAOS_KILLS", "100"))
 ENDED_WITHIN_S = 60.0
 WISH = {
@@ -55,27 +51,6 @@ def plan() -> list[Kill]:
         if moment != "waiting" or write in tasks
     ]
     return [every[number % len(every)] for number in range(RUNS)]
-
-
-async def killed(given: dict[str, Any]) -> bool:
-    """Run the service in a process that kills itself; False if its work was over before."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.integration.vms.worker",
-        json.dumps(given),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, told = await asyncio.wait_for(process.communicate(), 180)
-    assert process.returncode in (-signal.SIGKILL, 0), told.decode()[-2000:]
-    return process.returncode == -signal.SIGKILL
-
-
-async def free_leases(service: Service) -> None:
-    """As if the dead process's leases had run out."""
-    await service.change("UPDATE operations SET lease_until = now() - interval '1 second' WHERE state = 'running'")
 
 
 @pytest.mark.timeout(3600)

@@ -2,9 +2,7 @@
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import httpx
 import pytest
 import yaml
 
+from libs.common.testing.ports import free_port
 from services.containers.adapters.compose import ComposeCommand
 from services.containers.adapters.engine import DockerEngine
 from services.containers.adapters.templates import FolderCatalog
@@ -27,12 +26,6 @@ PASSWORD = 'a pass: with $HOME and "quotes"'
 LIMITS = Limits(cpus=1, memory_mib=128, pids=64)
 ENGINE = "unix:///var/run/docker.sock"
 OUTSIDE = "nobody may read this"
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def plan_of(project: str, code: Path, owner: str, port: int) -> Plan:

@@ -14,7 +14,6 @@ from tests.contract.images.converting import (
     EXTENSIONS,
     MIB,
     QEMU_IMG,
-    SLOW,
     a_disk,
     as_format,
     content,
@@ -38,13 +37,6 @@ Eventually = Callable[..., Awaitable[None]]
 @pytest.fixture(scope="module")
 async def service(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
     async with running(database_url, tmp_path_factory.mktemp("images"), max_file_size=128 * MIB) as service:
-        yield service
-
-
-@pytest.fixture
-async def slow(new_database_url: str, tmp_path: Path) -> AsyncIterator[Service]:
-    """A service whose qemu-img writes 4 MiB a second."""
-    async with running(new_database_url, tmp_path, qemu_img=program(tmp_path, SLOW)) as service:
         yield service
 
 

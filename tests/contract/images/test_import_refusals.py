@@ -24,19 +24,13 @@ from tests.contract.images.importing import (
     refused,
     shown,
 )
-from tests.contract.images.web import Web, serving_web
+from tests.contract.images.web import Web
 from tests.corpora.images import disks
 from tests.corpora.images.hostile import HOSTILE
 
 Eventually = Callable[..., Awaitable[None]]
 MIB = 1 << 20
 SECRET = "s3cr3t-signature"
-
-
-@pytest.fixture(scope="module")
-async def web() -> AsyncIterator[Web]:
-    async with serving_web() as web:
-        yield web
 
 
 @pytest.fixture(scope="module")

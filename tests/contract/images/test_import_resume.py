@@ -9,17 +9,11 @@ import pytest
 
 from tests.contract.images.harness import Service, running
 from tests.contract.images.importing import begun, ended, imported, provenance, refused, shown
-from tests.contract.images.web import Page, Web, serving_web
+from tests.contract.images.web import Page, Web
 
 MIB = 1 << 20
 CONTENT, OTHER = os.urandom(6 * MIB), os.urandom(5 * MIB)
 YESTERDAY = "Fri, 20 Nov 2026 10:00:00 GMT"
-
-
-@pytest.fixture(scope="module")
-async def web() -> AsyncIterator[Web]:
-    async with serving_web() as web:
-        yield web
 
 
 @pytest.fixture(scope="module")

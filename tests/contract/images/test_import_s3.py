@@ -11,19 +11,13 @@ from tests.contract.images.converting import MIB, a_disk, content, converted, is
 from tests.contract.images.harness import Service, running
 from tests.contract.images.importing import imported
 from tests.contract.images.s3 import Bucket, new_bucket, s3_server
-from tests.contract.images.web import Web, serving_web
+from tests.contract.images.web import Web
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Bucket]:
     with s3_server() as endpoint:
         yield new_bucket(endpoint)
-
-
-@pytest.fixture(scope="module")
-async def web() -> AsyncIterator[Web]:
-    async with serving_web() as web:
-        yield web
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,11 @@ import zstandard
 
 from tests.contract.images.harness import Service, running
 from tests.contract.images.importing import begin, begun, ended, imported, operation, provenance, shown
-from tests.contract.images.web import Web, serving_web
+from tests.contract.images.web import Web
 from tests.corpora.images import disks
 
 Eventually = Callable[..., Awaitable[None]]
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-async def web() -> AsyncIterator[Web]:
-    async with serving_web() as web:
-        yield web
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from libs.common.testing.ports import free_port
 from services.images.adapters.links import NginxLinks
 from tests.contract.images.harness import Service, running
 from tests.corpora.images import disks
@@ -56,11 +56,6 @@ class Site:
         return location
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def _configure(folder: Path, blobs: Path, port: int) -> None:
     """The file as it is deployed, but for the port and the log's place."""
     text = CONF.read_text()
@@ -80,7 +75,7 @@ def _configure(folder: Path, blobs: Path, port: int) -> None:
 async def site(
     database_url: str, tmp_path_factory: pytest.TempPathFactory, eventually: Eventually
 ) -> AsyncIterator[Site]:
-    folder, data, port = tmp_path_factory.mktemp("nginx"), tmp_path_factory.mktemp("data"), _free_port()
+    folder, data, port = tmp_path_factory.mktemp("nginx"), tmp_path_factory.mktemp("data"), free_port()
     base = f"http://127.0.0.1:{port}"
     links = {"link_url": f"{base}/some/where/", "link_secret": SecretStr(SECRET)}
     async with running(database_url, data, **links) as service, httpx.AsyncClient(base_url=base) as http:

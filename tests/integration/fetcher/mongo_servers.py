@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from libs.common.testing.ports import free_port
+
 LAUNCHER = Path(__file__).parents[3] / "deploy" / "local" / "mongo-java-server" / "Launcher.java"
 _CACHE = Path(
     os.environ.get("TELAR_TEST_CACHE")
@@ -17,13 +19,6 @@ _CACHE = Path(
 )
 JARS = _CACHE / "mongo-java-server-1.47.0" / "jars"
 _START_S = 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

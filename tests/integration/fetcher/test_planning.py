@@ -9,6 +9,7 @@ from bson import ObjectId
 from motor.motor_asyncio import AsyncIOMotorClient
 
 from libs.common.ids import uuid7
+from libs.common.testing.ports import free_port
 from services.fetcher.adapters.source import MongoSource
 from services.fetcher.adapters.storage import FolderStore
 from services.fetcher.domain.jobs import JobKind
@@ -86,7 +87,7 @@ def test_the_source_uris_own_database_is_the_default(settings: FetcherSettings) 
 async def test_a_job_goes_on_by_itself_when_the_job_store_is_back(
     run_fetcher: RunFetcher, settings: FetcherSettings, pictures: PictureServer, tmp_path: Path, eventually: Eventually
 ) -> None:
-    port = mongo_servers.free_port()
+    port = free_port()
     pictures.delay_s = 0.02
     own = settings.model_copy(update={"mongo_uri": f"mongodb://127.0.0.1:{port}", "mongo_timeout_s": 0.3})
     with mongo_servers.nx_27017(tmp_path / "mongo", port=port) as uri:
@@ -112,7 +113,7 @@ async def test_a_job_goes_on_by_itself_when_the_job_store_is_back(
 async def test_a_plan_waits_for_a_source_that_is_away_and_says_so(
     run_fetcher: RunFetcher, settings: FetcherSettings, pictures: PictureServer, tmp_path: Path, eventually: Eventually
 ) -> None:
-    port = mongo_servers.free_port()
+    port = free_port()
     own = settings.model_copy(update={"source_uri": f"mongodb://127.0.0.1:{port}", "mongo_timeout_s": 0.3})
     async with run_fetcher(own) as fetcher:
         with mongo_servers.nx_27017(tmp_path / "mongo", port=port) as uri:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from libs.common.db import Database
 from libs.common.uow import UnitOfWorkFactory
 from services.images.adapters.folder_blobs import FolderBlobReader, FolderBlobStore
 from services.images.errors import BlobStoreUnavailable
@@ -28,13 +27,6 @@ MIB = 1 << 20
 async def service(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
     async with running(database_url, tmp_path_factory.mktemp("images"), rehash_every_s=3600) as service:
         yield service
-
-
-@pytest.fixture(scope="module")
-async def uow(database_url: str) -> AsyncIterator[UnitOfWorkFactory]:
-    database = Database(database_url, pool_size=4)
-    yield UnitOfWorkFactory(database, source="/telar/images")
-    await database.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from libs.common.db import Database, DatabaseUnavailable
+from libs.common.db import DatabaseUnavailable
 from libs.common.ids import uuid7
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 from services.images.adapters.folder_blobs import FolderBlobStore
@@ -27,13 +27,6 @@ SHA256 = "cd" * 32
 async def service(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
     async with running(database_url, tmp_path_factory.mktemp("images"), sweep_every_s=3600) as service:
         yield service
-
-
-@pytest.fixture(scope="module")
-async def uow(database_url: str) -> AsyncIterator[UnitOfWorkFactory]:
-    database = Database(database_url, pool_size=4)
-    yield UnitOfWorkFactory(database, source="/telar/images")
-    await database.close()
 
 
 @pytest.fixture

@@ -1,19 +1,12 @@
-import asyncio
-import json
-import signal
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from libs.common.ids import uuid7
 from libs.pvesim.app import RunningLab
 from services.vms.main import migrate
 from tests.contract.vms.catalog import catalog
-from tests.contract.vms.harness import Service, cluster_of, running, settings
+from tests.contract.vms.harness import cluster_of, running, settings
+from tests.integration.vms.killing import free_leases, killed
 
-ROOT = Path(__file__).parents[3]
 WISH = {"name": "web", "os_type": "debian", "cores": 1, "memory_mib": 512, "disk_gib": 7}
 IN_SHORT = {("clone", "waiting"), ("configure", "after"), ("start", "after")}
 CREATE = [
@@ -26,33 +19,13 @@ CREATE = [
 ]
 
 
-async def killed_at(given: dict[str, Any]) -> None:
-    """Run the service in a process that kills itself, as `kill -9` would."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.integration.vms.worker",
-        json.dumps(given),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, told = await asyncio.wait_for(process.communicate(), 110)
-    assert process.returncode == -signal.SIGKILL, told.decode()[-2000:]
-
-
-async def free_leases(service: Service) -> None:
-    """As if the dead process's leases had run out."""
-    await service.change("UPDATE operations SET lease_until = now() - interval '1 second' WHERE state = 'running'")
-
-
 @pytest.mark.parametrize(("write", "step", "moment"), CREATE)
 async def test_a_creation_that_is_killed_goes_on_without_an_orphan(
     database_url: str, lab: RunningLab, write: int, step: str, moment: str
 ) -> None:
     user = f"user-{uuid7()}"
     await migrate(settings(database_url, None))
-    await killed_at(
+    assert await killed(
         {
             "database_url": database_url,
             "cluster": cluster_of(lab),
@@ -91,7 +64,7 @@ async def test_a_removal_that_is_killed_goes_on_and_leaves_nothing(
     async with running(database_url, lab) as service:
         user = await service.new_user()
         vm = await service.vm(user)
-    await killed_at(
+    assert await killed(
         {
             "database_url": database_url,
             "cluster": cluster_of(lab),
@@ -130,7 +103,7 @@ async def test_a_template_whose_making_is_killed_goes_on_without_an_orphan(
         image = images.add()
         given = {"database_url": database_url, "cluster": cluster_of(lab), "user": user, "write": write}
         told = {name: getattr(image, name) for name in image.__slots__} | {"id": str(image.id)}
-        await killed_at(given | {"moment": moment, "image": told, "images_url": images.url})
+        assert await killed(given | {"moment": moment, "image": told, "images_url": images.url})
         async with running(database_url, lab) as service:
             service.images.known, service.images.files = images.known, images.files
             await free_leases(service)
