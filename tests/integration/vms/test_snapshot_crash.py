@@ -4,7 +4,7 @@ import pytest
 
 from libs.pvesim.app import RunningLab
 from tests.contract.vms.harness import cluster_of, running
-from tests.integration.vms.test_crash import free_leases, killed_at
+from tests.integration.vms.killing import free_leases, killed
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ async def test_snapshot_work_that_is_killed_goes_on_with_the_task_it_began(
         vm = await service.vm(user, start=False)
         base = f"/api/v1/vms/{vm['id']}"
         await service.done("POST", f"{base}/snapshots", user, json={"name": "first"})
-    await killed_at(
+    assert await killed(
         {
             "database_url": database_url,
             "cluster": cluster_of(lab),
