@@ -7,18 +7,17 @@ from uuid import UUID
 
 from libs.common.auth import Principal
 from libs.common.ids import uuid7
-from libs.common.operations import Json, Operation, StepContext, enqueue
+from libs.common.operations import Json, Operation, StepContext
 from libs.common.uow import UnitOfWorkFactory
 from services.images.domain import MIN_FILE_BYTES, Arrival, Format, Status, human_size, require_convertible
 from services.images.errors import ConversionOutgrew, FileTooLarge, ImageNotFound, ImageState
-from services.images.models import Image, Upload
+from services.images.models import Image
 from services.images.ports import BlobStore, Converter, LocalFiles, Master, Workshop
 from services.images.repository import BlobRepository, ImageRepository
 from services.images.schemas import ConvertRequest, ImageDescription
 from services.images.service import lifecycle
 from services.images.service.catalog import Catalog
-from services.images.service.filling import LEASE_S, Books, books_of, enter, filling
-from services.images.service.verification import RESOURCE
+from services.images.service.filling import Books, begin, books_of, enter, filling
 from services.images.settings import ImagesSettings
 
 CONVERT = "image.convert"
@@ -78,23 +77,13 @@ class Conversions:
                 provenance=provenance,
                 derived_from=source.id,
             )
-            upload = Upload(
-                id=new_id,
-                owner_id=maker.user_id,
-                kind=Arrival.CONVERSION.value,
-                reserved_bytes=disk_bytes if wish.format is Format.RAW else MIN_FILE_BYTES,
-                offset_bytes=0,
-                lease_until=uow.clock.now(),
-                created_at=uow.clock.now(),
-            )
-            await lifecycle.begin(uow, image, upload, lease_s=LEASE_S)
-            operation = await enqueue(
+            operation = await begin(
                 uow,
-                kind=CONVERT,
-                resource_type=RESOURCE,
-                resource_id=str(new_id),
-                owner_id=maker.user_id,
-                input={"source": str(source.id), "format": wish.format.value, "compress": wish.compress},
+                image,
+                Arrival.CONVERSION,
+                CONVERT,
+                reserved_bytes=disk_bytes if wish.format is Format.RAW else MIN_FILE_BYTES,
+                given={"source": str(source.id), "format": wish.format.value, "compress": wish.compress},
             )
             await uow.commit()
         return image, operation

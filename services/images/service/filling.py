@@ -10,13 +10,16 @@ import structlog
 
 from libs.common import quotas
 from libs.common.errors import QuotaExceeded, TelarError
-from libs.common.uow import UnitOfWorkFactory
-from services.images.domain import Status, human_size
+from libs.common.operations import Json, Operation, enqueue
+from libs.common.uow import UnitOfWork, UnitOfWorkFactory
+from services.images.domain import Arrival, Status, human_size
 from services.images.errors import FileTooLarge, StagedBytesLost, UploadExpired, UploadGone
-from services.images.models import Upload
+from services.images.models import Image, Upload
 from services.images.ports import BlobStore, Chunk, ResumableBlob
 from services.images.repository import ImageRepository, UploadRepository
+from services.images.service import lifecycle
 from services.images.service.uploads import STEP_BYTES
+from services.images.service.verification import RESOURCE
 
 LEASE_S = 7 * 86_400.0
 """An operation ends its upload itself; this lease is for one that never comes to its end."""
@@ -129,6 +132,25 @@ async def enter(uow: UnitOfWorkFactory, image_id: UUID, status: Status, *, after
     async with uow() as unit:
         await ImageRepository(unit.session).set_status(image_id, status, after=after)
         await unit.commit()
+
+
+async def begin(
+    uow: UnitOfWork, image: Image, arrival: Arrival, kind: str, *, reserved_bytes: int, given: Json
+) -> Operation:
+    """Record an image, its upload and the operation that will fill it; does not commit. Raises QuotaExceeded."""
+    upload = Upload(
+        id=image.id,
+        owner_id=image.owner_id,
+        kind=arrival.value,
+        reserved_bytes=reserved_bytes,
+        offset_bytes=0,
+        lease_until=uow.clock.now(),
+        created_at=uow.clock.now(),
+    )
+    await lifecycle.begin(uow, image, upload, lease_s=LEASE_S)
+    return await enqueue(
+        uow, kind=kind, resource_type=RESOURCE, resource_id=str(image.id), owner_id=image.owner_id, input=given
+    )
 
 
 @contextlib.asynccontextmanager

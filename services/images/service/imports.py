@@ -10,16 +10,15 @@ from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
 from libs.common.ids import uuid7
-from libs.common.operations import Json, Operation, StepContext, enqueue
+from libs.common.operations import Json, Operation, StepContext
 from libs.common.uow import UnitOfWorkFactory
 from services.images.domain import MIN_FILE_BYTES, Arrival, Compression, Status, human_size, published_as
 from services.images.errors import DigestMismatch, SourceChanged, SourceInterrupted
-from services.images.models import Image, Upload
+from services.images.models import Image
 from services.images.ports import BlobStore, DecompressorFor, ImageSource, SourceFile
 from services.images.schemas import ImportRequest
 from services.images.service import lifecycle
-from services.images.service.filling import LEASE_S, NOTE_EVERY_BYTES, Books, Filling, books_of, enter, filling
-from services.images.service.verification import RESOURCE
+from services.images.service.filling import NOTE_EVERY_BYTES, Books, Filling, begin, books_of, enter, filling
 from services.images.settings import ImagesSettings
 
 IMPORT = "image.import"
@@ -62,28 +61,17 @@ class Imports:
             "filename": filename,
             "uploader_id": owner_id,
         }
-        wanted: Json = {"url": url, "packed": packed, "sha256": wish.sha256}
         async with self._uow() as uow:
             image = lifecycle.new_image(
                 uow, image_id, owner_id, wish, declared, status=Status.QUEUED, provenance=provenance
             )
-            upload = Upload(
-                id=image_id,
-                owner_id=owner_id,
-                kind=Arrival.IMPORT.value,
-                reserved_bytes=MIN_FILE_BYTES,  # so that a quota without any room refuses at once
-                offset_bytes=0,
-                lease_until=uow.clock.now(),
-                created_at=uow.clock.now(),
-            )
-            await lifecycle.begin(uow, image, upload, lease_s=LEASE_S)
-            operation = await enqueue(
+            operation = await begin(
                 uow,
-                kind=IMPORT,
-                resource_type=RESOURCE,
-                resource_id=str(image_id),
-                owner_id=owner_id,
-                input=wanted,
+                image,
+                Arrival.IMPORT,
+                IMPORT,
+                reserved_bytes=MIN_FILE_BYTES,  # so that a quota without any room refuses at once
+                given={"url": url, "packed": packed, "sha256": wish.sha256},
             )
             await uow.commit()
         return image, operation
