@@ -16,7 +16,7 @@ def legacy_router(users: Users) -> APIRouter:
     routes = APIRouter(prefix="/users", tags=["older clients"], dependencies=[requires_scope("account")])
 
     @routes.post("", status_code=201)
-    async def create_user(
+    async def create_user_by_userid(
         userid: Annotated[str, Form(min_length=1, max_length=100)],
         username: Annotated[str, Form(min_length=1, max_length=64)],
         admin: AdminOnly,
@@ -25,7 +25,7 @@ def legacy_router(users: Users) -> APIRouter:
         return _legacy(user, [])
 
     @routes.get("/{userid}")
-    async def get_user(userid: str, caller: CurrentUser) -> LegacyUser:
+    async def get_user_by_userid(userid: str, caller: CurrentUser) -> LegacyUser:
         user = await users.by_external_id(userid)
         if not caller.may_see(str(user.id)):
             raise UserNotFound(f"There is no user with the userid {userid!r}")
