@@ -12,7 +12,8 @@ import httpx
 
 from gateway.errors import DeadLetterNotFound
 from gateway.sessions import as_told
-from libs.common.errors import FieldError, Invalid
+from libs.common.errors import Invalid
+from libs.common.pagination import encode_cursor, foreign_cursor
 
 _NOT_FOUND = 404
 
@@ -60,7 +61,7 @@ class Services:
         for name, (items, next_cursor) in zip(names, pages, strict=True):
             count = sum(1 for entry in shown if entry[1] == name)
             if count < len(items):
-                after[name] = _service_cursor(items[count - 1]["id"]) if count else positions.get(name, "")
+                after[name] = encode_cursor((items[count - 1]["id"],)) if count else positions.get(name, "")
                 more = True
             elif next_cursor is not None:
                 after[name] = next_cursor
@@ -143,10 +144,6 @@ def _time_of(item: Mapping[str, Any]) -> str:
     return str(item["id"]).rpartition("_")[2].replace("-", "")
 
 
-def _service_cursor(item_id: str) -> str:
-    return urlsafe_b64encode(json.dumps([None, item_id], separators=(",", ":")).encode()).decode().rstrip("=")
-
-
 def _write_cursor(positions: Mapping[str, str | None]) -> str:
     return urlsafe_b64encode(json.dumps(positions, separators=(",", ":")).encode()).decode().rstrip("=")
 
@@ -156,7 +153,4 @@ def _read_cursor(cursor: str) -> dict[str, str | None]:
         positions = json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         return {str(name): None if value is None else str(value) for name, value in positions.items()}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise Invalid(
-            "The cursor is not one that this list gave; start again without it",
-            errors=[FieldError("/query/cursor", "not a cursor of this list")],
-        ) from error
+        raise foreign_cursor() from error

@@ -11,12 +11,13 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from libs.common.auth import AdminOnly
+from libs.common.pagination import MAX_LIMIT, PageRequest, foreign_cursor, page
 
 
 class DeadLetterStore(Protocol):
     """What an inbox, whatever its database, offers an administrator; see `libs.common.inbox.Inbox`."""
 
-    async def dead_letters(self, *, after: UUID | None, limit: int) -> Sequence[Mapping[Any, Any]]: ...
+    async def dead_letters(self, *, before: UUID | None, limit: int) -> Sequence[Mapping[Any, Any]]: ...
     async def replay(self, letter_id: UUID) -> None: ...
     async def discard(self, letter_id: UUID) -> None: ...
 
@@ -44,9 +45,14 @@ def router(service: str, inbox: DeadLetterStore) -> APIRouter:
 
     @routes.get("")
     async def list_dead_letters(
-        _admin: AdminOnly, limit: Annotated[int, Query(ge=1, le=200)] = 50, cursor: UUID | None = None
+        _admin: AdminOnly,
+        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
+        cursor: Annotated[str | None, Query(max_length=1000)] = None,
     ) -> DeadLetters:
-        rows = await inbox.dead_letters(after=cursor, limit=limit + 1)
+        """Newest first."""
+        asked = PageRequest(limit=limit, cursor=cursor)
+        rows = await inbox.dead_letters(before=_place(asked), limit=limit + 1)
+        shown, next_cursor = page(rows, asked, position=lambda row: (str(row["id"]),))
         items = [
             DeadLetterOut(
                 id=row["id"],
@@ -56,9 +62,9 @@ def router(service: str, inbox: DeadLetterStore) -> APIRouter:
                 failed_at=row["failed_at"],
                 **_readable(row["body"]),
             )
-            for row in rows[:limit]
+            for row in shown
         ]
-        return DeadLetters(items=items, next_cursor=str(items[-1].id) if len(rows) > limit else None)
+        return DeadLetters(items=items, next_cursor=next_cursor)
 
     @routes.post("/{letter_id}/replay", status_code=202)
     async def replay(_admin: AdminOnly, letter_id: UUID) -> dict[str, str]:
@@ -71,6 +77,16 @@ def router(service: str, inbox: DeadLetterStore) -> APIRouter:
         return Response(status_code=204)
 
     return routes
+
+
+def _place(asked: PageRequest) -> UUID | None:
+    """The id of the last letter that was shown; raises Invalid for a cursor that is none of this list's."""
+    if asked.after is None:
+        return None
+    try:
+        return UUID(str(asked.after[0]))
+    except ValueError as error:
+        raise foreign_cursor() from error
 
 
 def _readable(body: bytes) -> dict[str, Any]:

@@ -149,11 +149,11 @@ class Inbox:
             await uow.commit()
         _log.error("event_dead", queue=letter.queue, reason=letter.reason[:200], deliveries=letter.deliveries)
 
-    async def dead_letters(self, *, after: UUID | None, limit: int) -> Sequence[RowMapping]:
-        """List kept dead letters, oldest first, after the given id."""
-        query = select(dead_letters_table).order_by(dead_letters_table.c.id).limit(limit)
-        if after is not None:
-            query = query.where(dead_letters_table.c.id > after)
+    async def dead_letters(self, *, before: UUID | None, limit: int) -> Sequence[RowMapping]:
+        """List kept dead letters, newest first, older than the given id."""
+        query = select(dead_letters_table).order_by(dead_letters_table.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(dead_letters_table.c.id < before)
         async with self._uow() as uow:
             return (await uow.session.execute(query)).mappings().all()
 

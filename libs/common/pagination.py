@@ -43,7 +43,8 @@ def _page_request(
 PageQuery = Annotated[PageRequest, Depends(_page_request)]
 
 
-def _encode(values: Sequence[Any], sort: str | None) -> str:
+def encode_cursor(values: Sequence[Any], sort: str | None = None) -> str:
+    """The cursor of what follows the row with these values: its sort value and key, or its key alone."""
     document = json.dumps([sort, *(_plain(value) for value in values)], separators=(",", ":"))
     return base64.urlsafe_b64encode(document.encode()).decode().rstrip("=")
 
@@ -68,13 +69,14 @@ def _decode(cursor: str, sort: str | None) -> tuple[Any, ...]:
         known_sort, *values = document
         after = tuple(_rich(value) for value in values)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _foreign_cursor() from error
+        raise foreign_cursor() from error
     if known_sort != sort or not after:
-        raise _foreign_cursor()
+        raise foreign_cursor()
     return after
 
 
-def _foreign_cursor() -> Invalid:
+def foreign_cursor() -> Invalid:
+    """What is raised for a cursor that the list did not give."""
     return Invalid(
         "The cursor is not one that this list gave; start again without it",
         errors=[FieldError("/query/cursor", "not a cursor of this list and sort order")],
@@ -113,10 +115,10 @@ def _after(
     after: tuple[Any, ...], column: ColumnElement[Any], key: ColumnElement[Any], *, down: bool, same: bool
 ) -> ColumnElement[bool]:
     if len(after) != (1 if same else 2):
-        raise _foreign_cursor()
+        raise foreign_cursor()
     value, last = after[0], after[-1]
     if not (_fits(value, column) and _fits(last, key)):
-        raise _foreign_cursor()
+        raise foreign_cursor()
     # A row comparison, since an index cannot begin at an OR of its columns: page n would read all pages before it.
     place, seen = (column, value) if same else (tuple_(column, key), tuple_(value, last))
     beyond: ColumnElement[bool] = place < seen if down else place > seen
@@ -143,7 +145,7 @@ def page(
     if len(rows) <= request.limit:
         return rows, None
     shown = rows[: request.limit]
-    cursor = _encode(position(shown[-1]), request.sort)
+    cursor = encode_cursor(position(shown[-1]), request.sort)
     if http is not None:
         incoming, response = http
         target = incoming.url.include_query_params(cursor=cursor)

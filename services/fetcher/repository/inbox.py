@@ -71,11 +71,11 @@ class MongoInbox:
             await self._letters.insert_one(document)
         _log.error("event_dead", queue=letter.queue, reason=letter.reason[:200], deliveries=letter.deliveries)
 
-    async def dead_letters(self, *, after: UUID | None, limit: int) -> Sequence[Mapping[str, Any]]:
-        """List kept dead letters, oldest first, after the given id."""
-        query = {"_id": {"$gt": str(after)}} if after is not None else {}
+    async def dead_letters(self, *, before: UUID | None, limit: int) -> Sequence[Mapping[str, Any]]:
+        """List kept dead letters, newest first, older than the given id."""
+        query = {"_id": {"$lt": str(before)}} if before is not None else {}
         with job_store_errors():
-            documents = await self._letters.find(query).sort("_id", 1).limit(limit).to_list(limit)
+            documents = await self._letters.find(query).sort("_id", -1).limit(limit).to_list(limit)
         return [
             {
                 "id": UUID(document["_id"]),

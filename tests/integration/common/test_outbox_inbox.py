@@ -199,10 +199,10 @@ async def test_a_failing_handler_ends_as_a_dead_letter_that_can_be_replayed(
     await tick(uow, "fine", 1)
 
     async def dead() -> bool:
-        return len(await inbox.dead_letters(after=None, limit=10)) == 1 and "fine" in await handled(database)
+        return len(await inbox.dead_letters(before=None, limit=10)) == 1 and "fine" in await handled(database)
 
     await eventually(dead)
-    letter = (await inbox.dead_letters(after=None, limit=10))[0]
+    letter = (await inbox.dead_letters(before=None, limit=10))[0]
     assert "cannot digest this" in letter["reason"]
     assert letter["deliveries"] == 3
     assert "poison" not in await handled(database)
@@ -214,7 +214,7 @@ async def test_a_failing_handler_ends_as_a_dead_letter_that_can_be_replayed(
         return (await handled(database)).get("poison") == 1
 
     await eventually(replayed)
-    assert await inbox.dead_letters(after=None, limit=10) == []
+    assert await inbox.dead_letters(before=None, limit=10) == []
 
 
 class Moody(LocalBus):

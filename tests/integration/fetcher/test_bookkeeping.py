@@ -146,9 +146,9 @@ async def test_dead_letters_are_kept_listed_and_discarded(store: MongoStore) -> 
         await inbox.keep_dead(
             DeadLetter(queue="fetcher", body=b"\x00\xff%d" % number, reason="no", deliveries=5, failed_at=at)
         )
-    first = await inbox.dead_letters(after=None, limit=1)
-    rest = await inbox.dead_letters(after=first[0]["id"], limit=10)
-    assert [row["body"] for row in [*first, *rest]] == [b"\x00\xff0", b"\x00\xff1", b"\x00\xff2"]
+    first = await inbox.dead_letters(before=None, limit=1)
+    rest = await inbox.dead_letters(before=first[0]["id"], limit=10)
+    assert [row["body"] for row in [*first, *rest]] == [b"\x00\xff2", b"\x00\xff1", b"\x00\xff0"]
     assert first[0]["failed_at"] == at
     await inbox.discard(first[0]["id"])
     with pytest.raises(DeadLetterNotFound):
