@@ -28,11 +28,15 @@ class JobLease:
         return await self._jobs.claim(job.id, holder=self._holder, now_ms=now_ms, until_ms=now_ms + self._lease_ms)
 
     async def renew(self, job: Job, **found: Any) -> bool:
-        """Note what was found; False if the lease was lost or the job is in another state than it was."""
+        """Hold it longer, and write what was found; False if it was lost."""
+        return await self.note(job, planner_until_ms=self._now_ms() + self._lease_ms, **found)
+
+    async def renew_unless_stopped(self, job: Job, **found: Any) -> bool:
+        """As `renew`; False also if the job was deleted or is in another state than it was."""
         current = await self._jobs.get(job.id)
         if current is None or current.state is not job.state:
             return False
-        return await self.note(job, planner_until_ms=self._now_ms() + self._lease_ms, **found)
+        return await self.renew(job, **found)
 
     async def note(self, job: Job, **found: Any) -> bool:
         """Write what was found into the job; False if the lease was lost."""

@@ -87,7 +87,9 @@ class Planner:
                 await self._items.add(batch)
                 batch = []
                 planned_to = json_util.dumps(document["_id"]) if written else job.planned_to
-                if not await self._lease.renew(job, documents=max(documents, job.documents), planned_to=planned_to):
+                if not await self._lease.renew_unless_stopped(
+                    job, documents=max(documents, job.documents), planned_to=planned_to
+                ):
                     return None
         if not written:
             return await self._write(replace(job, planned_to=None), query, field)

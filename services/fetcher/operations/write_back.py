@@ -43,7 +43,7 @@ class WriteBack:
                 job.database, job.collection, key, field=job.write_back, mark=MARK, value=_value(job, items)
             )
             written, refused = written + done, refused + (not done)
-            if (written + refused) % _PAGE == 0 and not await self._lease.renew(job):
+            if (written + refused) % _PAGE == 0 and not await self._lease.renew_unless_stopped(job):
                 return False
         _log.info("job_written_back", job_id=job.id, documents=written, refused=refused)
         return await self._lease.note(job, written_back=True, documents_written=written, documents_refused=refused)
