@@ -14,11 +14,10 @@ import structlog
 from gateway.tokens import AccessToken, TokenIssuer
 from libs.common.auth import Principal, Role, TokenVerifier
 from libs.common.errors import Kind, TelarError, Unauthenticated, Unavailable
-from libs.common.problems import STATUS
+from libs.common.problems import KIND_OF_STATUS
 
 _CACHE_SIZE = 10_000
 _RENEW_BEFORE_S = 60.0
-_KIND_OF_STATUS = {status: kind for kind, status in STATUS.items()}
 
 _log = structlog.get_logger()
 
@@ -75,7 +74,7 @@ def as_told(answer: httpx.Response) -> TelarError:
         title, detail = str(document["title"]), str(document["detail"])
     except (ValueError, KeyError):
         return Unavailable("The auth service gave no usable answer", retry_after_s=2)
-    kind = _KIND_OF_STATUS.get(answer.status_code, Kind.INTERNAL)
+    kind = KIND_OF_STATUS.get(answer.status_code, Kind.INTERNAL)
     named: Callable[..., TelarError] = type("AuthRefusal", (TelarError,), {"kind": kind, "slug": slug, "title": title})
     retry_after = answer.headers.get("retry-after", "")
     return named(detail, retry_after_s=float(retry_after) if retry_after.isdigit() else None)

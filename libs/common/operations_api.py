@@ -81,16 +81,14 @@ def accepted(operation: Operation, **resources: Any) -> Response:
     return JSONResponse(content, status_code=202, headers=location(operation))
 
 
-def operations_router(
-    operations: Operations, notifications: Notifications, *, prefix: str = "/api/v1/operations"
-) -> APIRouter:
+def operations_router(operations: Operations, notifications: Notifications) -> APIRouter:
     """Make the routes; `notifications` must listen to `operations.CHANNEL`. Another owner's operation is a 404."""
-    router = APIRouter(prefix=prefix, tags=["operations"])
+    router = APIRouter(prefix="/api/v1/operations", tags=["operations"])
 
     async def visible(operation_id: str, caller: CurrentUser) -> Operation:
         return await operations.get(operation_id, owner_id=_owner(caller))
 
-    @router.get("", name="list_operations")
+    @router.get("")
     async def list_operations(
         request: Request,
         response: Response,
@@ -104,19 +102,19 @@ def operations_router(
         shown, cursor = page(found, asked, position=lambda operation: (operation.id,), http=(request, response))
         return Page(items=[OperationView.of(operation) for operation in shown], next_cursor=cursor)
 
-    @router.get("/{operation_id}", name="get_operation")
+    @router.get("/{operation_id}")
     async def get_operation(operation: Annotated[Operation, Depends(visible)], response: Response) -> OperationView:
         response.headers["cache-control"] = "no-store"
         return OperationView.of(operation)
 
-    @router.get("/{operation_id}/events", name="follow_operation", response_class=EventSourceResponse)
+    @router.get("/{operation_id}/events", response_class=EventSourceResponse)
     async def follow_operation(operation: Annotated[Operation, Depends(visible)]) -> AsyncIterator[ServerSentEvent]:
         """Stream the operation as it is now, then each change, until it has ended; comments keep the line open."""
         async for view in _changes(operations, notifications, operation.id):
             moment = str(round(view.updated_at.timestamp() * 1_000_000))
             yield ServerSentEvent(data=view, event="operation", id=moment)
 
-    @router.delete("/{operation_id}", name="cancel_operation", responses={202: {"model": OperationView}})
+    @router.delete("/{operation_id}", responses={202: {"model": OperationView}})
     async def cancel_operation(operation_id: str, caller: CurrentUser, response: Response) -> OperationView:
         """Cancel: 200 when it is cancelled now, 202 when it turns back first, 409 when it cannot be cancelled."""
         operation = await operations.cancel(operation_id, owner_id=_owner(caller))
@@ -125,7 +123,7 @@ def operations_router(
             response.headers.update(location(operation))
         return OperationView.of(operation)
 
-    @router.post("/{operation_id}/resume", name="resume_operation", status_code=202)
+    @router.post("/{operation_id}/resume", status_code=202)
     async def resume_operation(operation_id: str, _admin: AdminOnly, response: Response) -> OperationView:
         """Go on undoing an operation that needs an operator, after its cause was removed."""
         operation = await operations.resume(operation_id)

@@ -39,7 +39,6 @@ from libs.common.db import COMMON_METADATA, Database, Notifications, database_er
 from libs.common.errors import TelarError, Unavailable
 from libs.common.events import Event
 from libs.common.tasks import cancel
-from libs.common.telemetry import Metrics
 
 CHANNEL = "telar_outbox"
 RETENTION = "7 days"
@@ -101,7 +100,7 @@ class Pending:
 
 
 class OutboxStore(Protocol):
-    """Where unpublished events wait. `relay` calls `publish` for them in writing order and keeps what it returns."""
+    """Where unpublished events wait, in the order in which they were written."""
 
     async def relay_batch(self, publish: "PublishBatch", limit: int) -> int:
         """Read up to `limit` of the oldest events, `publish` them, mark those it returns; give how many.
@@ -203,14 +202,12 @@ class OutboxRelay:
         bus: Bus,
         *,
         notifications: Notifications | None = None,
-        metrics: Metrics | None = None,
         batch_size: int = 200,
         poll_s: float = 1.0,
     ) -> None:
         self._store = store
         self._bus = bus
         self._notifications = notifications
-        self._metrics = metrics
         self._batch_size = batch_size
         self._poll_s = poll_s
         self._task: asyncio.Task[None] | None = None

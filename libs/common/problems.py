@@ -44,7 +44,7 @@ STATUS = {
     Kind.STORAGE_FULL: 507,
 }
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_KIND_OF_STATUS = {status: kind for kind, status in STATUS.items()}
+KIND_OF_STATUS = {status: kind for kind, status in STATUS.items()}
 
 _log = structlog.get_logger()
 
@@ -130,7 +130,7 @@ def _http_exception(error: HTTPException) -> TelarError:
 
 @cache
 def _refusal_with(status: int) -> type[TelarError]:
-    kind = _KIND_OF_STATUS.get(status, Kind.MALFORMED if status < 500 else Kind.INTERNAL)  # noqa: PLR2004
+    kind = KIND_OF_STATUS.get(status, Kind.MALFORMED if status < 500 else Kind.INTERNAL)  # noqa: PLR2004
     phrase = HTTPStatus(status).phrase
     return type("HttpRefusal", (TelarError,), {"kind": kind, "slug": phrase.lower().replace(" ", "-"), "title": phrase})
 

@@ -4,7 +4,7 @@ from uuid import UUID
 
 from libs.common.uow import UnitOfWork
 from services.containers.domain.revisions import RevisionState
-from services.containers.domain.stacks import AFTER, Action, Health, StackService, State
+from services.containers.domain.stacks import AFTER, Action, Health, State
 from services.containers.errors import StackNotFound
 from services.containers.models import Stack, StackRevision
 from services.containers.repository import RevisionRepository, StackRepository
@@ -68,8 +68,7 @@ class Endings:
 
     async def deleted(self, uow: UnitOfWork, stack_id: UUID) -> None:
         stack = await self._locked_stack(uow, stack_id)
-        none: list[StackService] = []
-        await self._reservations.release_ports_but(uow, stack, none)
+        await self._reservations.release_ports_but(uow, stack, [])
         usage = await self._reservations.settle(uow, stack, {})
         self._teller.deleted(uow, stack, usage)
         await StackRepository(uow.session).remove(stack)

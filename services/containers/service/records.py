@@ -8,6 +8,7 @@ from uuid import UUID
 
 from libs.common.auth import Principal
 from libs.common.etag import check_if_match
+from libs.common.events import Payload
 from libs.common.ids import uuid7
 from libs.common.operations import Operation, enqueue
 from libs.common.quotas import ResourceRef, Usage
@@ -150,7 +151,5 @@ class Teller:
             "urls": list(urls_of(stack, self._addresses)) if stack.services else [],
         }
 
-    def _tell(
-        self, uow: UnitOfWork, stack: Stack, payload: StackCreated | StackStateChanged | StackFailed | StackDeleted
-    ) -> None:
+    def _tell(self, uow: UnitOfWork, stack: Stack, payload: Payload) -> None:
         uow.add_event(payload, subject=str(stack.id), owner=stack.owner_id, sequence=stack.version)
