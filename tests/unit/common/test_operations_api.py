@@ -246,7 +246,7 @@ async def test_a_stream_gives_the_present_then_each_change_and_ends_with_the_fin
     operation_id = await lab.enqueue("gate")
     reading = asyncio.create_task(events(client, operation_id))
     queues = lab.notifications._waiters["telar_operations"]
-    await eventually(lambda: queues)
+    await eventually(lambda: any(queue._getters for queue in queues))  # it has read the present and waits for more
     await lab.runner(gate.saga)
 
     async def half_way() -> bool:
