@@ -254,12 +254,3 @@ async def transaction(database: Database) -> AsyncIterator[AsyncSession]:
     with database_errors():
         async with database.session() as session, session.begin():
             yield session
-
-
-@contextlib.asynccontextmanager
-async def taking_turns(database: Database, number: int) -> AsyncIterator[None]:
-    """Let the block run in one process at a time, on a connection of its own; replicas that start together wait."""
-    with database_errors():
-        async with await psycopg.AsyncConnection.connect(database.conninfo, connect_timeout=5) as connection:
-            await connection.execute("SELECT pg_advisory_xact_lock(%s)", (number,))
-            yield

@@ -12,7 +12,6 @@ from rich.console import Console
 from libs.common import migrations
 from libs.common.auth import TokenVerifier
 from libs.common.bus import Bus
-from libs.common.db import taking_turns
 from libs.common.runtime import SqlRuntime
 from services.auth.adapters.passwords import PwdlibPasswords
 from services.auth.api import internal_router, public_router
@@ -23,7 +22,6 @@ from services.auth.settings import AuthSettings
 
 Settings = AuthSettings
 _NAME = "auth"
-_FIRST_START = 0x7E1A_0A01
 
 
 def create_app(
@@ -48,8 +46,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with taking_turns(runtime.database, _FIRST_START):
-            await _first_start(users, keys, settings)
+        await _first_start(users, keys, settings)
         await runtime.start(read_revocations=read_revocations)
         runtime.every(3600, sessions.sweep)
         try:
