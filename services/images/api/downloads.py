@@ -1,6 +1,5 @@
 """Routes of downloads: the file itself, a redirect to where it can be had without a login, such links for programs."""
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from libs.common.auth import Principal
 from libs.common.auth.dependencies import current_principal
+from libs.common.openapi import problems
 from services.images.adapters.links import file_name
 from services.images.api import files
 from services.images.service import Downloads, Link
@@ -106,8 +106,7 @@ class DownloadRoutes:
         return f"{self._prefix}{_FILES}/{link.token}/{quote(file_name(link.image.name, link.image.format), safe='')}"
 
 
-def add_downloads(routes: APIRouter, handlers: DownloadRoutes, problems: Callable[..., dict[int | str, Any]]) -> None:
-    """Add the routes; `problems` describes the refusals of one."""
+def add_downloads(routes: APIRouter, handlers: DownloadRoutes) -> None:
     refusals = {"_404": "No such image, or it is not shared with the caller", "_409": "The image is not active"}
     path = "/images/{image_id}/download"
     routes.add_api_route(

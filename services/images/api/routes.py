@@ -104,7 +104,7 @@ def router(
     handlers = DownloadRoutes(
         downloads, prefix=PREFIX, link_seconds=settings.link_seconds, public_url=settings.public_url
     )
-    add_downloads(routes, handlers, problems)
+    add_downloads(routes, handlers)
     return routes
 
 
@@ -139,10 +139,10 @@ def _add_reading(routes: APIRouter, catalog: Catalog) -> None:
     ) -> ImagePage:
         """The caller's own images, those shared with the caller and all public ones (everyone's for administrators)."""
         rows = await catalog.list(principal, query.filter, request)
-        shown, cursor = page(
+        images, cursor = page(
             rows, request, position=lambda image: sort_value(image, request.sort), http=(http, response)
         )
-        return ImagePage(items=[image_out(image) for image in shown], next_cursor=cursor)
+        return ImagePage(items=[image_out(image) for image in images], next_cursor=cursor)
 
     @routes.get("/images/{image_id}", tags=["images"], responses=problems(_404=_NOT_FOUND))
     async def get_image(principal: Reader, image_id: UUID, response: Response) -> ImageOut:
