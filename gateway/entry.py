@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.errors import ScopeMissing, ServiceAbsent
 from gateway.limits import Limits
 from gateway.proxy import Relay, TrustedProxies, Upstream
-from gateway.routes import Route, RouteTable, cost_of, missing_scope
+from gateway.routes import Route, cost_of, missing_scope, route_of
 from gateway.sessions import Sessions
 from gateway.streams import WebSocketRelay
 from libs.common.auth import Principal, TokenVerifier
@@ -57,7 +57,6 @@ class GatewayEntry:
         self,
         *,
         local: ASGIApp,
-        routes: RouteTable,
         upstreams: Mapping[str, Upstream],
         relay: Relay,
         sockets: WebSocketRelay,
@@ -69,7 +68,6 @@ class GatewayEntry:
         origins: tuple[str, ...],
     ) -> None:
         self._local = local
-        self._routes = routes
         self._upstreams = upstreams
         self._relay = relay
         self._sockets = sockets
@@ -94,7 +92,7 @@ class GatewayEntry:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, told: "_Told | None" = None) -> None:
         told = told or _Told(scope["headers"])
-        route = self._routes.match(scope["path"])
+        route = route_of(scope["path"])
         try:
             if route is None:
                 await self._answer_locally(told, scope, receive, send)

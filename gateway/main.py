@@ -17,7 +17,6 @@ from gateway.entry import GatewayEntry
 from gateway.feeds import Entry, Feed, log_entry
 from gateway.limits import Limits
 from gateway.proxy import CONNECT_TIMEOUT_S, Relay, ReplicaTransport, TrustedProxies, Upstream
-from gateway.routes import RouteTable
 from gateway.sessions import AuthClient, Sessions
 from gateway.settings import GatewaySettings
 from gateway.streams import WebSocketRelay
@@ -80,7 +79,6 @@ class _Gateway:
     def entry(self) -> GatewayEntry:
         return GatewayEntry(
             local=self._local(),
-            routes=RouteTable(),
             upstreams=self.upstreams,
             relay=Relay(self.proxies),
             sockets=self.sockets,

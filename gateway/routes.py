@@ -65,28 +65,21 @@ _OPERATION = re.compile(r"/api/v1/operations/op_([a-z]+)_[0-9a-f]{32}(/.*)?")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-class RouteTable:
-    """Looks paths up; remembers nothing that a client could grow."""
-
-    def __init__(self, routes: dict[str, Route] | None = None) -> None:
-        self._routes = ROUTES if routes is None else routes
-
-    def match(self, path: str) -> Route | None:
-        """The route of a path; None if the gateway serves it itself (or nobody does)."""
-        routes = self._routes
-        if path.endswith("/console/ws") and _CONSOLE_SOCKET.fullmatch(path) is not None:
-            return _CONSOLE
-        prefix = path
-        while prefix:
-            route = routes.get(prefix)
-            if route is not None and (prefix == path or not route.exact):
-                return route
-            prefix = prefix[: prefix.rfind("/")] if "/" in prefix else ""
-        if path.startswith("/api/v1/operations/"):
-            found = _OPERATION.fullmatch(path)
-            if found is not None and found[1] in SERVICES:
-                return Route(found[1], "")
-        return None
+def route_of(path: str) -> Route | None:
+    """The route of a path; None if the gateway serves it itself (or nobody does)."""
+    if path.endswith("/console/ws") and _CONSOLE_SOCKET.fullmatch(path) is not None:
+        return _CONSOLE
+    prefix = path
+    while prefix:
+        route = ROUTES.get(prefix)
+        if route is not None and (prefix == path or not route.exact):
+            return route
+        prefix = prefix[: prefix.rfind("/")] if "/" in prefix else ""
+    if path.startswith("/api/v1/operations/"):
+        found = _OPERATION.fullmatch(path)
+        if found is not None and found[1] in SERVICES:
+            return Route(found[1], "")
+    return None
 
 
 def cost_of(route: Route, method: str) -> float:

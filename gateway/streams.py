@@ -12,6 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.typing import Subprotocol
 
+from gateway.proxy import CONNECT_TIMEOUT_S
 from gateway.proxy.forwarded import TrustedProxies
 from gateway.proxy.headers import handshake_fields
 from gateway.proxy.target import checked_target
@@ -112,7 +113,7 @@ class WebSocketRelay:
                     compression=None,
                     user_agent_header=None,
                     proxy=None,
-                    open_timeout=upstream.connect_timeout_s + 5.0,
+                    open_timeout=CONNECT_TIMEOUT_S + 5.0,
                     close_timeout=5.0,
                     max_size=self._max_message_bytes,
                     max_queue=_MAX_QUEUE,

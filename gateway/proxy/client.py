@@ -11,8 +11,8 @@ from gateway.proxy.replicas import REST_S, Replicas
 class ReplicaTransport(httpx.AsyncBaseTransport):
     """Sends a request for any URL of a service to the replica whose turn it is, and to the next if it is not there."""
 
-    def __init__(self, services: Iterable[Replicas], inner: httpx.AsyncBaseTransport | None = None) -> None:
-        self._inner = inner or httpx.AsyncHTTPTransport()
+    def __init__(self, services: Iterable[Replicas]) -> None:
+        self._inner = httpx.AsyncHTTPTransport()
         self._services = {(one.host, one.port): replicas for replicas in services for one in replicas.endpoints}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -34,7 +34,6 @@ class Upstream:
         name: str,
         urls: Sequence[str],
         *,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
         answer_timeout_s: float = 60.0,
         keep_alive_s: float = 4.0,
         max_requests: int = 2048,
@@ -49,7 +48,6 @@ class Upstream:
         self.replicas = Replicas(urls)
         self.busy: set[Exchange] = set()
         self.tick = 0
-        self.connect_timeout_s = connect_timeout_s
         self._answer_ticks = max(1, round(answer_timeout_s / TICK_S))
         self._keep_alive_s = keep_alive_s
         self._max_requests = max_requests
@@ -101,7 +99,7 @@ class Upstream:
 
     async def _connect(self, endpoint: Endpoint) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self.connect_timeout_s):
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
             transport, connection = await loop.create_connection(
                 lambda: UpstreamConnection(endpoint.host_line, endpoint.idle), endpoint.address, endpoint.port
             )

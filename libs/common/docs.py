@@ -12,17 +12,17 @@ ASSETS_PATH = "/docs/assets"
 _ASSETS = Path(fastapi_offline.__file__).parent / "static"
 
 
-def install(app: FastAPI, *, openapi_url: str = "/openapi.json") -> None:
+def install(app: FastAPI) -> None:
     """Serve /docs and /redoc for an app made with `docs_url=None, redoc_url=None`."""
     mount_assets(app)
 
     @app.get("/docs", include_in_schema=False)
     async def swagger() -> HTMLResponse:
-        return swagger_page(app.title, openapi_url)
+        return swagger_page(app.title, "/openapi.json")
 
     @app.get("/redoc", include_in_schema=False)
     async def redoc() -> HTMLResponse:
-        return redoc_page(app.title, openapi_url)
+        return redoc_page(app.title, "/openapi.json")
 
 
 def mount_assets(app: FastAPI) -> None:

@@ -39,14 +39,7 @@ __all__ = [
 ]
 
 
-def create_bus(
-    url: str,
-    *,
-    source: str,
-    broker: LocalBroker | None = None,
-    metrics: BusMetrics | None = None,
-    retry: RetryPolicy | None = None,
-) -> Bus:
+def create_bus(url: str, *, source: str, broker: LocalBroker | None = None) -> Bus:
     """Make the bus that the URL names: `local:`, or RabbitMQ at `amqp://` or `amqps://`.
 
     `source` names the process at the broker. For `local:`, services that share a process share one `broker`: start
@@ -55,7 +48,7 @@ def create_bus(
     """
     scheme = urlsplit(url).scheme
     if scheme == "local":
-        return LocalBus(broker, metrics=metrics, retry=retry)
+        return LocalBus(broker)
     if scheme in {"amqp", "amqps"}:
-        return AmqpBus(url, source=source, metrics=metrics, retry=retry)
+        return AmqpBus(url, source=source)
     raise ValueError(f"the bus URL must start with local:, amqp:// or amqps://, not {scheme or 'nothing'}:")

@@ -16,7 +16,7 @@ from libs.common.bus.protocol import (
     Handler,
     Unroutable,
 )
-from libs.common.clock import Clock, SystemClock
+from libs.common.clock import SystemClock
 from libs.common.events import Event
 
 _log = structlog.get_logger()
@@ -37,7 +37,6 @@ class LocalBus:
         concurrency: int = 64,
         publish_timeout_s: float = 30.0,
         metrics: BusMetrics | None = None,
-        clock: Clock | None = None,
     ) -> None:
         self._broker = broker or LocalBroker()
         self._owns_broker = broker is None
@@ -45,7 +44,7 @@ class LocalBus:
         self._concurrency = concurrency
         self._publish_timeout_s = publish_timeout_s
         self.metrics = metrics or BusMetrics()
-        self._clock = clock or SystemClock()
+        self._clock = SystemClock()
         self._tracing = Tracing("telar.local")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._joins: list[Callable[[], None]] = []

@@ -26,6 +26,8 @@ _OWN_HEADERS = frozenset(
     {"host", "connection", "keep-alive", "accept-encoding", "content-length", "transfer-encoding", "te", "trailer"}
     | {"upgrade", "expect", "cookie", "user-agent"}
 )
+_MAX_IDLE = 256
+_IDLE_S = 15.0
 # These say which bytes are wanted and identify nobody; all others stay with the origin they were meant for.
 _CROSS_ORIGIN_HEADERS = frozenset({"accept", "range", "if-range"})
 
@@ -45,13 +47,11 @@ class GuardedClient:
         lookup: Lookup = system_lookup,
         ssl_context: ssl.SSLContext | None = None,
         user_agent: str = "Telar",
-        max_idle: int = 256,
-        idle_s: float = 15.0,
         resolve_ttl_s: float = 10.0,
     ) -> None:
         self._limits = limits or Limits()
         self._resolver = CheckedResolver(policy, lookup, ttl_s=resolve_ttl_s)
-        self._pool = Pool(ssl_context or system_trust(), max_idle=max_idle, idle_s=idle_s)
+        self._pool = Pool(ssl_context or system_trust(), max_idle=_MAX_IDLE, idle_s=_IDLE_S)
         self._own_lines = f"User-Agent: {user_agent}\r\nAccept-Encoding: identity\r\n"
 
     async def __aenter__(self) -> Self:
@@ -66,13 +66,13 @@ class GuardedClient:
         """Close idle connections; those in use close when their `stream` ends."""
         await self._pool.aclose()
 
-    async def resolve(self, url: str, *, limits: Limits | None = None) -> tuple[OutboundUrl, tuple[Address, ...]]:
+    async def resolve(self, url: str) -> tuple[OutboundUrl, tuple[Address, ...]]:
         """Check a URL that another program will call, and give the addresses which that program must be pinned to.
 
         For Git: `-c http.curloptResolve=host:port:address`. Raises UrlRefused, AddressRefused, ExchangeFailed.
         """
         parsed = parse(url)
-        until = asyncio.get_running_loop().time() + (limits or self._limits).connect_timeout_s
+        until = asyncio.get_running_loop().time() + self._limits.connect_timeout_s
         return parsed, await self._addresses(parsed, until)
 
     @asynccontextmanager

@@ -18,6 +18,7 @@ from services.containers.errors import NotAForm, UnreadableForm, ZipTooLarge
 
 _FILE_FIELD = "zip_file"
 _MAX_FIELDS = 100
+_MAX_JSON_BYTES = 1_048_576
 _MAX_FIELD_BYTES = 65_536
 _ARRAYS = ("service_types",)
 _DOCUMENTS = ("variables", "limits")
@@ -48,7 +49,6 @@ async def read_form(
     *,
     max_bytes: int,
     idle_s: float,
-    max_json_bytes: int = 1_048_576,
     may_be_empty: bool = False,
 ) -> AsyncIterator[Form]:
     """Read multipart/form-data or a JSON object; the ZIP is there until the block ends.
@@ -57,7 +57,7 @@ async def read_form(
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json":
-        yield Form(fields=await _read_json(bounded_body(request, max_json_bytes, idle_s)))
+        yield Form(fields=await _read_json(bounded_body(request, _MAX_JSON_BYTES, idle_s)))
         return
     if may_be_empty and not media_type and request.headers.get("content-length", "") in _EMPTY:
         yield Form()

@@ -19,14 +19,11 @@ _MASK = "the value"
 
 
 class FolderCatalog:
-    """The templates under a folder, read on first use. A broken template stops the start, not a stack's owner."""
-
-    def __init__(self, folder: Path = BUILT_IN) -> None:
-        self._folder = folder
+    """The templates that Telar brings, read on first use. A broken one stops the start, not a stack's owner."""
 
     @cached_property
     def templates(self) -> Sequence[Template]:
-        return [_read(path.parent) for path in sorted(self._folder.glob("*/template.yaml"))]
+        return [_read(path.parent) for path in sorted(BUILT_IN.glob("*/template.yaml"))]
 
     def complete(self, template: Template, given: dict[str, object]) -> dict[str, object]:
         schema = dict(template.variables)

@@ -4,7 +4,7 @@ from typing import Any
 
 from motor.motor_asyncio import AsyncIOMotorClient
 
-from libs.common.clock import Clock, SystemClock
+from libs.common.clock import SystemClock
 from services.fetcher.errors import job_store_errors
 
 _ANSWER_MS = 30_000
@@ -14,7 +14,7 @@ _ANSWER_MS = 30_000
 class MongoStore:
     """One database of one MongoDB-compatible server; must be made inside the event loop that uses it."""
 
-    def __init__(self, uri: str, database: str, *, clock: Clock | None = None, timeout_s: float = 5.0) -> None:
+    def __init__(self, uri: str, database: str, *, timeout_s: float = 5.0) -> None:
         self._client: Any = AsyncIOMotorClient(
             uri,
             tz_aware=True,
@@ -24,7 +24,7 @@ class MongoStore:
             socketTimeoutMS=_ANSWER_MS,
         )
         self.database: Any = self._client[database]
-        self._clock = clock or SystemClock()
+        self._clock = SystemClock()
 
     def now_ms(self) -> int:
         return int(self._clock.now().timestamp() * 1000)

@@ -30,9 +30,9 @@ class _File:
         return self.name.encode("utf-16-be")
 
 
-def build(label: str, files: Mapping[str, bytes], *, made_at: datetime | None = None) -> bytes:
+def build(label: str, files: Mapping[str, bytes]) -> bytes:
     """An image with that volume label; `files` are few and small, and have names without separators."""
-    made = made_at or datetime.now(UTC)
+    made = datetime.now(UTC)
     # Descriptors (primary, Joliet, end), path tables (two byte orders, twice), two folders, then the files.
     first = _SYSTEM_SECTORS + 3
     tables = {"primary": (first, first + 1), "joliet": (first + 2, first + 3)}

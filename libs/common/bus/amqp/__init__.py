@@ -1,7 +1,6 @@
 """The bus on RabbitMQ 3.10 or newer, through aio-pika."""
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from libs.common.bus.amqp.broadcaster import BroadcastReceiver, BroadcastSender
@@ -12,19 +11,21 @@ from libs.common.bus.amqp.survey import survey
 from libs.common.bus.handling import Processor, RetryPolicy, Tracing, publishing
 from libs.common.bus.metrics import BusMetrics, QueueState
 from libs.common.bus.protocol import BroadcastHandler, DeadLetterHandler, Handler
-from libs.common.clock import Clock, SystemClock
+from libs.common.clock import SystemClock
 from libs.common.events import Event
 
 _SETTLE_TIMEOUT_S = 5.0
+_PREFETCH = 256
+"""The same on all replicas of a queue (see topology)."""
+_CONCURRENCY = 64
 
 
 class AmqpBus:
     """Publishes on one connection and consumes on another: a memory alarm blocks publishers, never acks.
 
-    `url` is `amqp://` or `amqps://`; TLS options may stand in its query (`cafile`, `certfile`, `keyfile`) or come
-    as an `ssl_context`. `broker_delivery_limit` bounds how often a message that kills its consumers is delivered
-    again (it is part of the queue's declaration: changing it asks for a new queue). `prefetch` must be the same on
-    all replicas of a queue (see topology).
+    `url` is `amqp://` or `amqps://`; TLS options may stand in its query (`cafile`, `certfile`, `keyfile`).
+    `broker_delivery_limit` bounds how often a message that kills its consumers is delivered again (it is part of the
+    queue's declaration: changing it asks for a new queue).
     """
 
     def __init__(
@@ -33,23 +34,17 @@ class AmqpBus:
         *,
         source: str,
         retry: RetryPolicy | None = None,
-        prefetch: int = 256,
-        concurrency: int = 64,
         broker_delivery_limit: int = 20,
         publish_timeout_s: float = 5.0,
-        ssl_context: ssl.SSLContext | None = None,
         metrics: BusMetrics | None = None,
-        clock: Clock | None = None,
     ) -> None:
-        self._publishing = Link(url, f"{source} publish", ssl_context)
-        self._consuming = Link(url, f"{source} consume", ssl_context)
+        self._publishing = Link(url, f"{source} publish")
+        self._consuming = Link(url, f"{source} consume")
         self._publisher = Publisher(self._publishing, source=source, timeout_s=publish_timeout_s)
         self._retry = retry or RetryPolicy()
-        self._prefetch = prefetch
-        self._concurrency = concurrency
         self._broker_delivery_limit = broker_delivery_limit
         self.metrics = metrics or BusMetrics()
-        self._clock = clock or SystemClock()
+        self._clock = SystemClock()
         self._tracing = Tracing("rabbitmq")
         self._sender: BroadcastSender | None = None
         self._receiver = BroadcastReceiver()
@@ -108,8 +103,8 @@ class AmqpBus:
                 bindings,
                 processor(insist=False),
                 processor(insist=True),
-                prefetch=self._prefetch,
-                concurrency=self._concurrency,
+                prefetch=_PREFETCH,
+                concurrency=_CONCURRENCY,
                 broker_delivery_limit=self._broker_delivery_limit,
                 metrics=self.metrics,
             )

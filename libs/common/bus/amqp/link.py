@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import ssl
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
@@ -96,12 +95,11 @@ class Kept:
 class Link:
     """Keeps one connection up from `start` to `close`, and its attachments attached."""
 
-    def __init__(self, url: str, name: str, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, url: str, name: str) -> None:
         parsed = URL(url)
         self._url = parsed.update_query({"name": name, "heartbeat": str(_HEARTBEAT_S), **parsed.query})
         self._address = f"{parsed.host}:{parsed.port or ''}{parsed.path}"  # the password stays out of every log line
         self._name = name
-        self._ssl_context = ssl_context
         self._connection: AbstractConnection | None = None
         self._connected = asyncio.Event()
         self._tried = asyncio.Event()
@@ -163,7 +161,7 @@ class Link:
         while not asked_to_stop():
             # Made here rather than by aio_pika.connect: that would leave a connection that failed to be closed by the
             # garbage collector, wherever it happens to run.
-            connection = Connection(self._url, ssl_context=self._ssl_context)
+            connection = Connection(self._url)
             try:
                 with broker_faults():
                     await connection.connect(timeout=_CONNECT_TIMEOUT_S)
