@@ -9,6 +9,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
+from libs.common.names import grams_index
+
 METADATA = MetaData()
 SORTABLE = ("created_at", "updated_at", "name", "size_bytes", "downloads")
 """What lists of images can be sorted by."""
@@ -42,12 +44,7 @@ class Image(Base, table=True):
         Index("images_architecture", "architecture"),
         Index("images_format", "format"),
         Index("images_status", "status"),
-        Index(
-            "images_name_grams",
-            text("name_grams(name, 1, 3)"),
-            postgresql_using="gin",
-            postgresql_with={"fastupdate": "off"},
-        ),
+        grams_index("images"),
         Index("images_sha256", "sha256"),
     )
 

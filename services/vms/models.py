@@ -9,6 +9,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
+from libs.common.names import grams_index
+
 METADATA = MetaData()
 SORTABLE = ("created_at", "updated_at", "name", "cores", "memory_mib", "disk_gib")
 """What lists of machines can be sorted by."""
@@ -35,6 +37,7 @@ class Vm(Base, table=True):
         *(Index(f"vms_{order}", order, "id") for order in SORTABLE),
         *(Index(f"vms_owner_{order}", "owner_id", order, "id") for order in SORTABLE),
         # Filters on what is rare; what is frequent is met soon enough on the way through an order.
+        grams_index("vms"),
         Index("vms_state", "state"),
         Index("vms_node", "node"),
         Index("vms_cluster_node", "cluster", "node"),

@@ -1,8 +1,7 @@
 """Pages of the images that someone may read: each order is walked along an index, however deep the page lies.
 
 What a reader may see is a union of branches (own, public, shared with them), each one range of an index. A part of a
-name is looked for in one of two ways, whichever is short: what is rare is found by its letters and sorted; what is
-frequent is met on the way through the order. The database tells which by counting up to `FEW`.
+name is looked for in one of two ways, whichever is short (see `libs.common.names`).
 """
 
 from collections.abc import Callable, Sequence
@@ -27,20 +26,14 @@ from sqlalchemy import (
     tuple_,
     union,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import col
 
+from libs.common import names
 from libs.common.pagination import PageRequest, keyset
 from services.images.domain import SHOWN_TO_OTHERS, Format, Status, Visibility
 from services.images.models import SORTABLE, Image, Member
 
 DEFAULT_SORT = "-created_at"
-FEW = 1000
-"""So many images are sorted about as fast as an order is walked to a page of them."""
-_FREQUENT = FEW // 50
-"""So many matches among the newest `FEW` images promise a full page after a short walk."""
-_LONGEST_GRAM = 3
-"""As long are the longest parts of a name in the index `images_name_grams`."""
 _TIED = {"downloads"}
 """Most images share one value of these. The planner, which looks at the first column of a row comparison alone, would
 think that hardly any image comes after it."""
@@ -118,7 +111,7 @@ def _statement(shape: _Shape) -> Select[Any]:
     conditions = [_CONDITIONS[name] for name in sorted(shape.narrowed_by)]
     ways = [way for branch in branches for way in _places(Image, shape, branch(Image), *conditions)]
     if "name" in shape.narrowed_by:
-        few, are_many = _few(conditions)
+        few, are_many = names.few_of(Image, ("owner_id", "visibility", "status", *SORTABLE), conditions)
         ways = [way.where(are_many) for way in ways]
         ways += _places(few, shape, or_(*(branch(few) for branch in branches)), not_(are_many))
     if len(ways) > 1:  # an image may be of two branches, and is there once: its rows are alike
@@ -153,28 +146,10 @@ def _in_order(query: Select[Any], shape: _Shape, *columns: Any) -> Select[Any]:
     return query.order_by(*order).limit(bindparam("limit", type_=Integer))
 
 
-def _matches(name: Any) -> ColumnElement[bool]:
-    return func.strpos(func.lower(name), func.lower(bindparam("name", type_=Text))) > 0
-
-
-def _few(conditions: list[ColumnElement[bool]]) -> tuple[Any, ColumnElement[bool]]:
-    """Up to `FEW` images that match and one more, and whether they are more: guessed from the newest, else counted."""
-    newest = select(col(Image.name)).order_by(col(Image.id).desc()).limit(FEW).subquery()
-    some = select(func.count()).select_from(newest).where(_matches(newest.c.name)).scalar_subquery()
-    part = bindparam("name", type_=Text)
-    needed = func.name_grams(part, func.least(func.length(part), _LONGEST_GRAM), _LONGEST_GRAM, type_=ARRAY(Text))
-    has_grams = func.name_grams(col(Image.name), 1, _LONGEST_GRAM, type_=ARRAY(Text)).contains(needed)
-    columns = (Image.id, Image.owner_id, Image.visibility, Image.status, *(getattr(Image, name) for name in SORTABLE))
-    few = select(*columns).where(*conditions, has_grams).limit(FEW + 1).cte("few")
-    counted = select(func.count()).select_from(few).scalar_subquery()
-    many = select(or_(some > _FREQUENT, counted > FEW).label("are")).cte("many")
-    return few.c, select(many.c.are).scalar_subquery()
-
-
 _SHOWN = tuple(getattr(Image, name) for name in Image.model_fields if name != "provenance")
 """As columns: a page of them takes half the time that as many models take."""
 _CONDITIONS: dict[str, ColumnElement[bool]] = {
-    "name": _matches(col(Image.name)),
+    "name": names.matches(col(Image.name)),
     "os_type": func.lower(col(Image.os_type)) == func.lower(bindparam("os_type", type_=Text)),
     **{name: getattr(Image, name) == bindparam(name) for name in ("architecture", "format", "status")},
 }

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    ColumnElement,
     Integer,
     Select,
     Text,
@@ -28,32 +27,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from libs.common.operations import State as OperationState
 from libs.common.operations import operations_table
-from libs.common.pagination import PageRequest, keyset
+from libs.common.pagination import PageRequest
 from services.vms.domain.states import State
-from services.vms.models import SORTABLE, Vm, VmidLease
+from services.vms.models import Vm, VmidLease
+from services.vms.repository.listing import VmFilter, page_of
 
 HELD, LEFTOVER, FOREIGN = "held", "leftover", "foreign"
-DEFAULT_SORT = "-created_at"
 _TURNS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class VmFilter:
-    """What a list is narrowed to; `name` matches any part, in any case."""
-
-    name: str | None = None
-    state: State | None = None
-    node: str | None = None
-
-    def conditions(self) -> list[ColumnElement[bool]]:
-        found: list[ColumnElement[bool]] = []
-        if self.name is not None:
-            found.append(col(Vm.name).icontains(self.name, autoescape=True))
-        if self.state is not None:
-            found.append(col(Vm.state) == self.state.value)
-        if self.node is not None:
-            found.append(col(Vm.node) == self.node)
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +91,6 @@ def _lease_next() -> Any:
 _PROMISED, _ASSIGN, _LEASE_NEXT = _promised(), _assign(), _lease_next()
 
 
-def sort_value(vm: Any, sort: str | None) -> Sequence[Any]:
-    """A machine's place in a list of that order, for the cursor."""
-    return getattr(vm, (sort or DEFAULT_SORT).lstrip("-")), vm.id
-
-
 class VmRepository:
     """The machines' records, in the caller's transaction."""
 
@@ -144,17 +119,9 @@ class VmRepository:
         await self._session.flush()
 
     async def list(self, wanted: VmFilter, request: PageRequest, *, owner_id: str | None) -> Sequence[Any]:
-        """One page, and one machine more if there are any, of one owner's; None lists everyone's.
-
-        Rows with a record's columns: a page of them takes half the time that as many records take.
-        """
-        table = Vm.__table__  # type: ignore[attr-defined] # as above
-        query = select(table).where(*wanted.conditions())
-        if owner_id is not None:
-            query = query.where(table.c.owner_id == owner_id)
-        columns = {name: table.c[name] for name in SORTABLE}
-        query = keyset(query, request, columns=columns, key=table.c.id, default=DEFAULT_SORT)
-        return (await self._session.execute(query)).all()
+        """One page, and one machine more if there are any, of one owner's; None lists everyone's."""
+        query, values = page_of(wanted, request, owner_id=owner_id)
+        return (await self._session.execute(query, values)).all()
 
     async def settled(self, cluster: str) -> Sequence[Vm]:
         """The machines of a cluster that it may tell something new about, without those being worked on."""

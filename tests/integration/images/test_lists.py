@@ -11,12 +11,13 @@ from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
 from libs.common.db import Database
+from libs.common.names import FEW
 from libs.common.pagination import PageRequest, page
 from services.images.domain import Visibility
 from services.images.main import migrate
 from services.images.models import SORTABLE
 from services.images.repository import ImageFilter, ImageRepository, sort_value
-from services.images.repository.listing import FEW, page_of
+from services.images.repository.listing import page_of
 from tests.contract.images.harness import settings
 
 COUNT = 6000

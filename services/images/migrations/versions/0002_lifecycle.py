@@ -4,6 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from libs.common.names import NAME_GRAMS
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -26,14 +28,7 @@ def upgrade() -> None:
     op.create_index("images_os_type", "images", [sa.text("lower(os_type)"), "name", "id"])
     for column in ("architecture", "format", "status"):
         op.create_index(f"images_{column}", "images", [column])
-    # Every part of a text that is `shortest` to `longest` characters long, in small letters: what the extension pg_trgm
-    # does, which not every server has.
-    op.execute(
-        "CREATE FUNCTION name_grams(value text, shortest int, longest int) RETURNS text[]"
-        " LANGUAGE sql IMMUTABLE PARALLEL SAFE"
-        " RETURN (SELECT array_agg(DISTINCT substr(lower(value), start, size)) FROM generate_series(shortest, longest)"
-        " AS size, generate_series(1, length(value) - size + 1) AS start)"
-    )
+    op.execute(NAME_GRAMS)
     op.create_index(
         "images_name_grams",
         "images",
