@@ -10,6 +10,8 @@ from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
 METADATA = MetaData()
+SORTABLE = ("created_at", "updated_at", "name")
+"""What lists of stacks can be sorted by."""
 
 
 class Base(SQLModel, registry=registry(metadata=METADATA)):
@@ -32,10 +34,12 @@ class Stack(Base, table=True):
 
     __tablename__ = "stacks"
     __table_args__ = (
-        Index("stacks_created", "created_at", "id"),
-        Index("stacks_owner_created", "owner_id", "created_at", "id"),
+        # Each order of a list, of all stacks and of one owner's; and states, of which some are rare.
+        *(Index(f"stacks_{order}", order, "id") for order in SORTABLE),
+        *(Index(f"stacks_owner_{order}", "owner_id", order, "id") for order in SORTABLE),
+        Index("stacks_state", "state"),
         Index(
-            "stacks_owner_name",
+            "stacks_owner_name_once",
             "owner_id",
             text("lower(name)"),
             unique=True,

@@ -13,13 +13,14 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from libs.common.pagination import PageRequest, keyset
 from services.containers.domain.stacks import State
 from services.containers.errors import HostPortTaken, NoPortLeft, StackNameTaken
-from services.containers.models import HostPort, Stack, StackRevision
+from services.containers.models import SORTABLE, HostPort, Stack, StackRevision
 
 DEFAULT_SORT = "-created_at"
 _PORT_TRIES = 20
+_UNSHOWN = ("compose", "reserved")
 
 
-def sort_value(stack: Stack, sort: str | None) -> Sequence[Any]:
+def sort_value(stack: Any, sort: str | None) -> Sequence[Any]:
     """A stack's place in a list of that order, for the cursor."""
     return getattr(stack, (sort or DEFAULT_SORT).lstrip("-")), stack.id
 
@@ -63,17 +64,20 @@ class StackRepository:
         await self._session.delete(stack)
         await self._session.flush()
 
-    async def list(self, request: PageRequest, *, owner_id: str | None, state: State | None) -> Sequence[Stack]:
-        """One page, and one stack more if there are any; without an owner everyone's."""
-        query = select(Stack)
+    async def list(self, request: PageRequest, *, owner_id: str | None, state: State | None) -> Sequence[Any]:
+        """One page, and one stack more if there are any; without an owner everyone's.
+
+        Rows with a record's columns but those that no list shows.
+        """
+        table = Stack.__table__  # type: ignore[attr-defined] # SQLModel does not declare it
+        query = select(*(column for column in table.c if column.name not in _UNSHOWN))
         if owner_id is not None:
-            query = query.where(col(Stack.owner_id) == owner_id)
+            query = query.where(table.c.owner_id == owner_id)
         if state is not None:
-            query = query.where(col(Stack.state) == state.value)
-        entity: Any = Stack
-        columns = {name: getattr(entity, name) for name in ("created_at", "updated_at", "name")}
-        query = keyset(query, request, columns=columns, key=entity.id, default=DEFAULT_SORT)
-        return (await self._session.execute(query)).scalars().all()
+            query = query.where(table.c.state == state.value)
+        columns = {name: table.c[name] for name in SORTABLE}
+        query = keyset(query, request, columns=columns, key=table.c.id, default=DEFAULT_SORT)
+        return (await self._session.execute(query)).all()
 
     async def with_files(self, stack_ids: Collection[UUID]) -> set[UUID]:
         """Which of these stacks exist and need their folders."""

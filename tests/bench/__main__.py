@@ -24,6 +24,7 @@ ROWS = (
     "revocation",
     "vm_create",
     "vm_list",
+    "stack_list",
 )
 """Modules of this folder; each has a `run()` that gives its row."""
 

@@ -155,13 +155,11 @@ class Stacks:
             await self._forget_files(stack_id)
             raise
 
-    async def list(self, principal: Principal, request: PageRequest, state: State | None) -> Sequence[Stack]:
+    async def list(self, principal: Principal, request: PageRequest, state: State | None) -> Sequence[Any]:
         """One page of the caller's stacks (all stacks for administrators), and one more if there is a next page."""
-        sees_all = principal.is_admin or principal.is_service
-        async with self._uow() as uow:
-            return await StackRepository(uow.session).list(
-                request, owner_id=None if sees_all else principal.user_id, state=state
-            )
+        owner_id = None if principal.is_admin or principal.is_service else principal.user_id
+        async with self._uow.looking() as session:
+            return await StackRepository(session).list(request, owner_id=owner_id, state=state)
 
     async def get(self, principal: Principal, stack_id: UUID) -> Stack:
         async with self._uow() as uow:

@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from libs.common.etag import etag
-from services.containers.domain.stacks import Health, Limits, Observed, StackService, State, overall_health
+from services.containers.domain.stacks import Health, Observed, StackService, State, overall_health
 from services.containers.domain.templates import FILE_MANAGER
 from services.containers.errors import EngineFailed, EngineUnavailable
 from services.containers.models import Stack, StackRevision
@@ -38,8 +39,8 @@ class Views:
             return self._shown(stack, [], is_known=False)
         return self._shown(stack, [await self._checked(container) for container in containers])
 
-    async def many(self, stacks: Sequence[Stack]) -> list[StackOut]:
-        """All with one question to the engine."""
+    async def many(self, stacks: Sequence[Any]) -> list[StackOut]:
+        """Rows of a list, all with one question to the engine."""
         by_project: dict[str, list[Observed]] = defaultdict(list)
         containers = await self._observed(None) if stacks else []
         for container in containers or []:
@@ -114,7 +115,7 @@ class Views:
             url=urls[0] if urls else None,
             urls=urls,
             file_manager=self._file_manager(services),
-            limits=LimitsOut(**asdict(Limits(**stack.limits))),
+            limits=LimitsOut(**stack.limits),
             variables=stack.variables,
             revision=stack.revision,
             created_at=stack.created_at,
