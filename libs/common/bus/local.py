@@ -36,14 +36,13 @@ class LocalBus:
         retry: RetryPolicy | None = None,
         concurrency: int = 64,
         publish_timeout_s: float = 30.0,
-        metrics: BusMetrics | None = None,
     ) -> None:
         self._broker = broker or LocalBroker()
         self._owns_broker = broker is None
         self._retry = retry or RetryPolicy()
         self._concurrency = concurrency
         self._publish_timeout_s = publish_timeout_s
-        self.metrics = metrics or BusMetrics()
+        self.metrics = BusMetrics()
         self._clock = SystemClock()
         self._tracing = Tracing("telar.local")
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -299,6 +299,7 @@ async def test_a_relay_that_cannot_publish_leaves_its_turn_to_one_that_can(
         return sum((await handled(database)).values()) == 20
 
     await eventually(arrived)
+    assert await handled(database) == {f"s{number}": 5 for number in range(4)}
     for relay in relays:
         await relay.close()
 

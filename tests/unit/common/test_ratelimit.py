@@ -67,7 +67,10 @@ def test_no_news_puts_a_caller_deeper_than_a_burst_into_debt() -> None:
     now = Now()
     limiter = RateLimiter(per_second=2, burst=4, now=now)
     limiter.charge({"ada": 1_000_000})
-    now.s += 2.5
+    now.s += 2
+    with pytest.raises(Throttled):
+        limiter.spend("ada")
+    now.s += 0.5
     limiter.spend("ada")
 
 

@@ -36,14 +36,13 @@ class AmqpBus:
         retry: RetryPolicy | None = None,
         broker_delivery_limit: int = 20,
         publish_timeout_s: float = 5.0,
-        metrics: BusMetrics | None = None,
     ) -> None:
         self._publishing = Link(url, f"{source} publish")
         self._consuming = Link(url, f"{source} consume")
         self._publisher = Publisher(self._publishing, source=source, timeout_s=publish_timeout_s)
         self._retry = retry or RetryPolicy()
         self._broker_delivery_limit = broker_delivery_limit
-        self.metrics = metrics or BusMetrics()
+        self.metrics = BusMetrics()
         self._clock = SystemClock()
         self._tracing = Tracing("rabbitmq")
         self._sender: BroadcastSender | None = None
