@@ -10,6 +10,9 @@ from pathlib import Path
 from libs.common.testing.stack import require_engine
 
 _DOCKER = shutil.which("docker") or "docker"
+_IP = shutil.which("ip") or "ip"
+_BRIDGE = "telar-test0"
+_BRIDGE_ADDRESS = "172.31.254.1/24"
 _START_S = 60
 
 
@@ -17,14 +20,14 @@ _START_S = 60
 def own_engine(folder: Path, images: Sequence[str]) -> Iterator[str]:
     """Start a `dockerd` with all that is its own in `folder`, and the images of the first engine; gives its address.
 
-    Needs root and `dockerd`. Its containers reach each other and their published ports on this machine, but nothing
-    outside: it makes no bridge of its own.
+    Needs root, `dockerd` and `ip`. The bridge is made for it: an engine that is to have none removes docker0, which is
+    the first one's.
     """
     require_engine()
     address = f"unix://{folder}/docker.sock"
     command = ["dockerd", "--host", address, "--data-root", str(folder / "data"), "--exec-root", str(folder / "run")]
-    command += ["--pidfile", str(folder / "pid"), "--bridge", "none"]
-    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    command += ["--pidfile", str(folder / "pid"), "--bridge", _BRIDGE]
+    with _bridge(), (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             _wait(address, process, folder / "log")
             _copy(images, address)
@@ -32,6 +35,16 @@ def own_engine(folder: Path, images: Sequence[str]) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(60)
+
+
+@contextlib.contextmanager
+def _bridge() -> Iterator[None]:
+    subprocess.run([_IP, "link", "add", _BRIDGE, "type", "bridge"], check=True)
+    try:
+        subprocess.run([_IP, "address", "add", _BRIDGE_ADDRESS, "dev", _BRIDGE], check=True)
+        yield
+    finally:
+        subprocess.run([_IP, "link", "delete", _BRIDGE], check=True)
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
