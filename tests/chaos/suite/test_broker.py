@@ -13,7 +13,7 @@ import pytest
 
 from libs.common.bus.amqp.topology import EVENTS_EXCHANGE
 from tests.chaos.figures import Figures
-from tests.chaos.suite.cluster import SQL, Cluster
+from tests.chaos.suite.cluster import REPLICAS, SQL, Cluster
 from tests.chaos.suite.load import Load
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.docker, pytest.mark.timeout(900)]
@@ -143,14 +143,20 @@ async def test_a_poison_message_ends_as_a_dead_letter_and_the_rest_flows(
 
         async def in_every_service() -> bool:
             await asyncio.sleep(0.2)
-            return {letter["service"] for letter in await letters()} >= set(SQL) - {"auth"}
+            return {letter["service"] for letter in await letters()} == set(REPLICAS) - {"auth"}
 
         await eventually(in_every_service, 60)
         dead_s = time.monotonic() - began
         dead = await letters()
         replayed = await http.post(f"/api/v1/dead-letters/{dead[0]['id']}/replay")
         assert replayed.status_code == 202, replayed.text
-        await eventually(in_every_service, 60)
+
+        async def failed_again() -> bool:
+            await asyncio.sleep(0.2)
+            now = await letters()
+            return len(now) == len(dead) and dead[0]["id"] not in {letter["id"] for letter in now}
+
+        await eventually(failed_again, 60)
         for letter in await letters():
             assert (await http.delete(f"/api/v1/dead-letters/{letter['id']}")).status_code == 204
         assert await letters() == []
