@@ -221,6 +221,7 @@ def _lab(folder: Path) -> Iterator[dict[str, str]]:
     finally:
         process.terminate()
         process.wait(20)
+        process.stdout.close()
 
 
 @contextmanager
