@@ -12,11 +12,13 @@ from fastapi import APIRouter, FastAPI
 from starlette.types import Scope
 
 from libs.common import dead_letters_api
+from libs.common.accounts import ACCOUNT_EVENT, follow_accounts
 from libs.common.app import Lifespan, create_app, streams_nothing
 from libs.common.auth import JwksClient, Revocations, ServiceTokens, TokenVerifier, follow_revocations
 from libs.common.bus import Bus, check_bus
 from libs.common.db import Database, Notifications
 from libs.common.errors import Unavailable
+from libs.common.events import Event
 from libs.common.health import Health
 from libs.common.idempotency import SqlIdempotencyStore
 from libs.common.inbox import EventHandler, Inbox
@@ -78,6 +80,13 @@ class Identity:
             _log.warning("user_not_asked_for", error=type(error).__name__)
             return True
 
+    async def accounts(self, after: str | None) -> list[Event]:
+        """Some of auth's accounts, as `follow_accounts` reads them."""
+        headers, where = await self.tokens.headers(), {} if after is None else {"after": after}
+        answer = await self.http.get(self._auth_url + "/internal/accounts", params=where, headers=headers)
+        answer.raise_for_status()
+        return [Event.from_json(account.encode()) for account in answer.json()["items"]]
+
     async def _read_from_auth(self) -> Iterable[Mapping[str, Any]]:
         answer = await self.http.get(self._auth_url + "/internal/revocations", headers=await self.tokens.headers())
         answer.raise_for_status()
@@ -128,6 +137,8 @@ class SqlRuntime:
         """Folders whose free space is told, each by a name."""
         self.runner: OperationRunner | None = None
         self._relay = OutboxRelay(self.outbox, bus, notifications=self.notifications)
+        self._bus = bus
+        self._keep_account = handlers.get(ACCOUNT_EVENT)
         self._tasks: list[asyncio.Task[None]] = []
         self.health.add("database", self.database.ping)
         self.health.add("bus", partial(check_bus, bus))
@@ -178,6 +189,9 @@ class SqlRuntime:
         self.identity.start(read_revocations)
         await self.inbox.start()
         await self._relay.start()
+        if self._keep_account is not None:
+            following = follow_accounts(self._bus, self.service, self.identity.accounts, self._keep_accounts)
+            self._tasks.append(asyncio.create_task(following, name="accounts"))
         if self.runner is not None:
             await self.runner.start()
         self.every(EVERY_S, self._measure)
@@ -198,6 +212,13 @@ class SqlRuntime:
     def every(self, seconds: float, job: Callable[[], Awaitable[None]]) -> None:
         """Repeat a job on every replica until closed."""
         self._tasks.append(asyncio.create_task(repeat(job, seconds), name=f"{self.service}-every-{seconds}s"))
+
+    async def _keep_accounts(self, accounts: Sequence[Event]) -> None:
+        async with self.uow() as uow:
+            for account in accounts:
+                if self._keep_account is not None:
+                    await self._keep_account(uow, account)
+            await uow.commit()
 
     async def _measure(self) -> None:
         await asyncio.to_thread(measure_disks, self.disks, self.metrics)

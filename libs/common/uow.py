@@ -38,7 +38,13 @@ class UnitOfWork:
 
         `sequence` is the subject's version after the change, so that consumers can drop an older event.
         """
-        event = Event(
+        event = self.event(payload, subject=subject, owner=owner, sequence=sequence)
+        self._events.append(event)
+        return event
+
+    def event(self, payload: Payload, *, subject: str, owner: str | None = None, sequence: int = 0) -> Event:
+        """The event as `add_event` would say it."""
+        return Event(
             type=payload.event_type,
             subject=subject,
             source=self.source,
@@ -48,8 +54,6 @@ class UnitOfWork:
             traceparent=current_traceparent(),
             sequence=sequence,
         )
-        self._events.append(event)
-        return event
 
     def answer_also(self, caller: Context) -> None:
         """Leave the mark of another request, too: this unit does what was asked for in that context."""

@@ -56,6 +56,11 @@ class AuthRepository:
     async def user_by_external_id(self, external_id: str) -> User | None:
         return (await self._session.exec(select(User).where(User.external_id == external_id))).first()
 
+    async def users_after(self, after: UUID | None, *, limit: int) -> Sequence[User]:
+        """In the order of their ids."""
+        query = select(User).order_by(col(User.id)).limit(limit)
+        return (await self._session.exec(query if after is None else query.where(col(User.id) > after))).all()
+
     async def is_anybody(self, userid: str) -> bool:
         """Whether it is an external id, a username as it is written, or an id."""
         named = [col(User.external_id) == userid, col(User.username) == userid]

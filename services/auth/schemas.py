@@ -226,5 +226,11 @@ class Revocations(BaseModel):
     items: list[RevocationOut]
 
 
+class Accounts(BaseModel):
+    """Each as the JSON text of the event that tells of it."""
+
+    items: list[str]
+
+
 class UserExistence(BaseModel):
     exists: bool

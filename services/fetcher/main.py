@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 from fastapi import FastAPI
 
 from libs.common import app as common_app
 from libs.common import dead_letters_api
+from libs.common.accounts import follow_accounts
 from libs.common.auth import Principal, TokenVerifier
 from libs.common.bus import Bus, check_bus
 from libs.common.clock import SystemClock
+from libs.common.events import Event
 from libs.common.health import Health
 from libs.common.http import AddressPolicy, GuardedClient, Limits
 from libs.common.ids import uuid7
@@ -71,6 +73,7 @@ class _Fetcher:
     """All parts of one fetcher process, started and stopped in the right order."""
 
     def __init__(self, settings: FetcherSettings, bus: Bus, verifier: TokenVerifier | None) -> None:
+        self._bus = bus
         self.metrics = Metrics(SERVICE)
         self.metrics.registry.register(bus.metrics.registry)
         self.fetch_metrics = FetchMetrics(self.metrics.registry)
@@ -207,6 +210,9 @@ class _Fetcher:
         self._tasks = [
             asyncio.create_task(repeat(self._measure, _MEASURE_S), name="fetcher-measure"),
             asyncio.create_task(repeat(self._sweep, _SWEEP_S), name="fetcher-sweep"),
+            asyncio.create_task(
+                follow_accounts(self._bus, SERVICE, self.identity.accounts, self._keep_accounts), name="accounts"
+            ),
         ]
 
     async def close(self) -> None:
@@ -221,6 +227,10 @@ class _Fetcher:
         await self.identity.close()
         self.source.close()
         self.store.close()
+
+    async def _keep_accounts(self, accounts: Sequence[Event]) -> None:
+        for account in accounts:
+            await self.accounts.on_user_event(account)
 
     async def _measure(self) -> None:
         waiting, lag_s = await self.outbox.lag()

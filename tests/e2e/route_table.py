@@ -138,6 +138,7 @@ _TABLE: tuple[tuple[Who, str, tuple[str, ...]], ...] = (
         (
             *("POST /internal/login", "POST /internal/refresh", "POST /internal/logout"),
             *("POST /internal/api-keys/exchange", "GET /internal/revocations", "GET /internal/users"),
+            "GET /internal/accounts",
         ),
     ),
 )

@@ -1,11 +1,13 @@
 """Routes for the gateway and the other services alone; the gateway's route table leads nobody here."""
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
 from libs.common.auth import ServiceOnly
 from services.auth.schemas import (
+    Accounts,
     KeyExchangeIn,
     LoginIn,
     LogoutIn,
@@ -45,6 +47,10 @@ def internal_router(sessions: Sessions, users: Users) -> APIRouter:
     @routes.get("/users")
     async def user_exists(userid: UserId, _service: ServiceOnly) -> UserExistence:
         return UserExistence(exists=await users.exists(userid))
+
+    @routes.get("/accounts")
+    async def accounts(_service: ServiceOnly, after: UUID | None = None) -> Accounts:
+        return Accounts(items=[state.to_json().decode() for state in await users.states(after)])
 
     @routes.get("/revocations")
     async def revocations(_service: ServiceOnly) -> Revocations:

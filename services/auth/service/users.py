@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from libs.common.auth import Principal, Role
 from libs.common.etag import check_if_match
+from libs.common.events import Event
 from libs.common.ids import uuid7
 from libs.common.pagination import PageRequest
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
@@ -32,6 +33,7 @@ from services.auth.service.audit import SYSTEM, Actor, record
 from services.auth.settings import AuthSettings
 
 _SERVICE_ACCOUNT = "service-account"
+_STATES = 500
 _NAMES = frozenset({"username", "email"})
 
 
@@ -112,6 +114,17 @@ class Users:
         """Whether older clients' `userid` is anybody: an external id, a name, or an id."""
         async with self._uow() as uow:
             return await AuthRepository(uow.session).is_anybody(userid)
+
+    async def states(self, after: UUID | None) -> list[Event]:
+        """Some users in the order of their ids, from behind that one: each as the event that tells of all of it."""
+        async with self._uow() as uow:
+            found = await AuthRepository(uow.session).users_after(after, limit=_STATES)
+            return [
+                uow.event(
+                    events.UserUpdated(**_state(user)), subject=str(user.id), owner=str(user.id), sequence=user.version
+                )
+                for user in found
+            ]
 
     async def by_external_id(self, external_id: str) -> User:
         async with self._uow() as uow:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -129,17 +129,14 @@ class Cluster:
         return [member for member in self.members if member.service == service]
 
     def start(self) -> None:
-        """Start auth last: it says at once who the administrator is, and a queue gets what is said once it is there."""
-        others = [member for member in self.members if member.service != "auth"]
-        for members in (others, self.of("auth")):
-            for member in members:
-                member.start()
-            self.wait_ready(members)
+        for member in self.members:
+            member.start()
+        self.wait_ready()
 
-    def wait_ready(self, members: Sequence[Member] | None = None, timeout_s: float = START_S) -> float:
-        """Wait until these processes, or all, are ready; gives the seconds it took."""
+    def wait_ready(self, timeout_s: float = START_S) -> float:
+        """Wait until every process is ready; gives the seconds it took."""
         began = time.monotonic()
-        waiting = list(self.members if members is None else members)
+        waiting = list(self.members)
         while waiting:
             waiting = [member for member in waiting if not member.is_ready()]
             if any(member.has_ended() for member in waiting) or (waiting and time.monotonic() - began > timeout_s):

@@ -186,6 +186,7 @@ async def test_nobody_but_services_reaches_the_internal_routes(service: Service)
         ("POST", "/internal/api-keys/exchange"),
         ("GET", "/internal/revocations"),
         ("GET", "/internal/users?userid=x"),
+        ("GET", "/internal/accounts"),
     ]
     for method, path in calls:
         for headers, status in (({}, 401), (person.headers, 403), (service.admin, 403)):

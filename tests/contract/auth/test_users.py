@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from libs.common.bus import LocalBus
+from libs.common.events import Event
 from libs.common.testing.identity import TestIssuer
 from services.auth.main import create_app, migrate
 from tests.contract.auth.harness import PASSWORD, Service, running, settings
@@ -300,3 +301,26 @@ async def test_services_are_told_who_exists_by_every_name_that_older_clients_use
 
     assert [await exists(name) for name in (person.id, person.username, "Ext-9", "ext nine")] == [True] * 4
     assert [await exists(name) for name in ("nobody", "ext-9", "018f0000-0000-7000-8000-000000000001")] == [False] * 3
+
+
+async def test_services_read_all_accounts_as_the_events_that_tell_of_them(service: Service) -> None:
+    people = [await service.person() for _ in range(3)]
+    found: list[Event] = []
+    while True:
+        where = {"after": found[-1].subject} if found else {}
+        answer = await service.http.get("/internal/accounts", params=where, headers=service.gateway)
+        page = [Event.from_json(account.encode()) for account in answer.json()["items"]]
+        if not page:
+            break
+        found += page
+    assert [one.subject for one in found] == sorted(one.subject for one in found)
+    states = {one.subject: one for one in found}
+    for person in people:
+        told = states[person.id]
+        assert (told.type, told.source, told.data["username"]) == (
+            "auth.user.updated.v1",
+            "/telar/auth",
+            person.username,
+        )
+        assert told.sequence >= 1
+        assert told.data["quota"]["vms"] >= 0
