@@ -39,7 +39,7 @@ async def follow_accounts(bus: Bus, service: str, read: ReadAccounts, keep: Keep
         except (httpx.HTTPError, TelarError) as error:
             _log.debug("accounts_not_read", error=type(error).__name__, retry_in_s=delay_s)
             await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, 10.0)
+            delay_s = min(delay_s * 2, 2.0)
             continue
         await asyncio.sleep(READ_AGAIN_S)
         delay_s = 0.2

@@ -138,7 +138,7 @@ class SqlRuntime:
         self.runner: OperationRunner | None = None
         self._relay = OutboxRelay(self.outbox, bus, notifications=self.notifications)
         self._bus = bus
-        self._keep_account = handlers.get(ACCOUNT_EVENT)
+        self._handlers = handlers
         self._tasks: list[asyncio.Task[None]] = []
         self.health.add("database", self.database.ping)
         self.health.add("bus", partial(check_bus, bus))
@@ -189,8 +189,9 @@ class SqlRuntime:
         self.identity.start(read_revocations)
         await self.inbox.start()
         await self._relay.start()
-        if self._keep_account is not None:
-            following = follow_accounts(self._bus, self.service, self.identity.accounts, self._keep_accounts)
+        if (keep_account := self._handlers.get(ACCOUNT_EVENT)) is not None:
+            keep = partial(self._keep_accounts, keep_account)
+            following = follow_accounts(self._bus, self.service, self.identity.accounts, keep)
             self._tasks.append(asyncio.create_task(following, name="accounts"))
         if self.runner is not None:
             await self.runner.start()
@@ -213,11 +214,10 @@ class SqlRuntime:
         """Repeat a job on every replica until closed."""
         self._tasks.append(asyncio.create_task(repeat(job, seconds), name=f"{self.service}-every-{seconds}s"))
 
-    async def _keep_accounts(self, accounts: Sequence[Event]) -> None:
+    async def _keep_accounts(self, keep: EventHandler, accounts: Sequence[Event]) -> None:
         async with self.uow() as uow:
             for account in accounts:
-                if self._keep_account is not None:
-                    await self._keep_account(uow, account)
+                await keep(uow, account)
             await uow.commit()
 
     async def _measure(self) -> None:

@@ -1,5 +1,6 @@
 """Logging in, roles, keys and sessions, through the gateway."""
 
+import re
 from collections.abc import Callable
 
 import httpx
@@ -38,6 +39,15 @@ def test_a_client_may_not_do_what_only_an_administrator_may(client: Account) -> 
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["type"] == "/problems/forbidden"
     assert client.http.get("/api/v1/users/me").json()["username"] == client.user["username"]
+
+
+def test_every_service_reads_the_accounts_that_it_may_not_have_heard_of(
+    suite: RunningSuite, within: Callable[..., float]
+) -> None:
+    def have_read() -> set[str]:
+        return set(re.findall(r"/internal/accounts[^\n]*service:([a-z]+)", suite.logged()))
+
+    within(lambda: have_read() >= {"images", "vms", "containers", "fetcher"}, 30)
 
 
 def test_a_deleted_key_is_refused_by_event(suite: RunningSuite, client: Account, within: Callable[..., float]) -> None:
