@@ -26,6 +26,7 @@ from services.vms.service.catalog import Catalog, as_recorded
 from services.vms.service.fleet import Fleet
 
 TEMPLATE = "template"
+_NEWS_AGE_S = 1.0
 _ALIVE = (TemplateStatus.CREATING, TemplateStatus.READY)
 
 _log = structlog.get_logger()
@@ -65,6 +66,8 @@ class Templates:
         """What machines can be made of; `everything` adds what is not ready, not offered, or gone from its cluster."""
         found = await self._catalog.templates()
         records = await self._catalog.records()
+        if _more_than(found, records):  # another replica made one after this one had looked
+            found = await self._catalog.templates(max_age_s=_NEWS_AGE_S)
         grouped: dict[tuple[str, str], Listed] = {}
         for cluster in self._fleet:
             known = sorted((one for name, one in found if name == cluster.name), key=lambda one: one.vmid)
@@ -228,6 +231,13 @@ class Templates:
         await TemplateRepository(uow.session).add(record)
         tell_template(uow, TemplateCreated, record)
         return await _enqueue(uow, "template.create", record)
+
+
+def _more_than(found: Sequence[tuple[str, Template]], records: Sequence[TemplateRecord]) -> bool:
+    """Whether records know of copies that were not seen on the clusters."""
+    seen = {(cluster, one.vmid) for cluster, one in found}
+    ready = (record for record in records if record.state == TemplateStatus.READY)
+    return any((record.cluster, copy["vmid"]) not in seen for record in ready for copy in record.copies)
 
 
 def touch_template(uow: UnitOfWork, record: TemplateRecord) -> None:

@@ -286,3 +286,19 @@ async def test_a_node_that_dies_while_a_template_is_made_is_left_for_another(
     service.lab.lab.vms.remove(first)  # an operator's work
     await remove(service, template)
     await eventually(lambda: leases(service) == [], 20)
+
+
+async def test_each_replica_lists_a_template_as_soon_as_it_is_made(new_database_url: str, tmp_path: Path) -> None:
+    async with (
+        lab_at(tmp_path) as lab,
+        running(new_database_url, lab) as one,
+        running(new_database_url, lab) as other,
+    ):
+        other.images.known, other.images.files = one.images.known, one.images.files  # one catalog
+        for service in (one, other):  # each has looked at the cluster a moment ago
+            assert (await service.call("GET", "/api/v1/templates", ADMIN, role="ADMIN")).status_code == 200
+        template = await made(one, image_id=str(one.images.add().id))
+        user = await one.new_user()
+        for service in (one, other):
+            offered = (await service.call("GET", "/api/v1/templates", user)).json()["items"]
+            assert [item["vmids"] for item in offered if item["id"] == template["id"]] == [template["vmids"]]
