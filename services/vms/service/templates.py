@@ -26,7 +26,6 @@ from services.vms.service.catalog import Catalog, as_recorded
 from services.vms.service.fleet import Fleet
 
 TEMPLATE = "template"
-_NEWS_AGE_S = 1.0
 _ALIVE = (TemplateStatus.CREATING, TemplateStatus.READY)
 
 _log = structlog.get_logger()
@@ -67,7 +66,7 @@ class Templates:
         found = await self._catalog.templates()
         records = await self._catalog.records()
         if _more_than(found, records):  # another replica made one after this one had looked
-            found = await self._catalog.templates(max_age_s=_NEWS_AGE_S)
+            found = await self._catalog.templates(max_age_s=0.0)
         grouped: dict[tuple[str, str], Listed] = {}
         for cluster in self._fleet:
             known = sorted((one for name, one in found if name == cluster.name), key=lambda one: one.vmid)
