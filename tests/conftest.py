@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from cli.backends import give_runtime_folder
 from libs.common.db import COMMON_METADATA, Database
 from libs.common.telemetry import setup_tracing
+from libs.common.testing.needs import require_program
 
 # Every room that adds its tables to COMMON_METADATA.
 for room in ("idempotency", "inbox", "leases", "operations", "outbox", "quotas"):
@@ -46,6 +47,11 @@ def _no_app_outlives_its_tests() -> Iterator[None]:
     for remembered in vars(fastapi.dependencies.models).values():
         if hasattr(remembered, "cache_clear"):
             remembered.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def qemu_img() -> str:
+    return require_program("qemu-img", package="qemu-utils")
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ import pytest
 from docker.models.containers import Container
 
 from cli.secrets import write as write_secrets
+from libs.common.testing.needs import require_root
 from libs.common.testing.ports import free_port
 from libs.common.testing.stack import require_engine
 
@@ -193,8 +194,7 @@ def _inspected(project: str, service: str | None) -> list[dict[str, Any]]:
 @contextmanager
 def composed(replicas: Mapping[str, int], **settings: str) -> Iterator[Composed]:
     """A healthy suite in containers; nothing of it remains afterwards."""
-    if os.geteuid():
-        pytest.skip("only root gives the stacks' folder to the containers' user and looks into volumes")
+    require_root("giving the stacks' folder to the containers' user, and looking into volumes,")
     image = build_images()
     folder = Path(tempfile.mkdtemp(prefix="telar-compose-"))
     suite = Composed(folder, image, replicas, settings)

@@ -1,8 +1,6 @@
 """The embedded suite as a user runs it, and clients of its gateway; by setting, the suite in containers instead.
 
-`TELAR_TEST_COMPOSE=2` runs the same tests on docker-compose.yml with two replicas of every service,
-`TELAR_TEST_GATEWAY_URL` (with `TELAR_ADMIN_USERNAME` and `TELAR_ADMIN_PASSWORD`) on a suite that runs already, of which
-only the gateway is known.
+`TELAR_TEST_COMPOSE=2` runs the same tests on docker-compose.yml with two replicas of every service.
 """
 
 import os
@@ -153,10 +151,6 @@ def make_suite() -> MakeSuite:
 
 @pytest.fixture(scope="session")
 def suite(make_suite: MakeSuite) -> Iterator[RunningSuite]:
-    given = os.environ.get("TELAR_TEST_GATEWAY_URL")
-    if given:
-        yield RunningSuite(given, os.environ["TELAR_ADMIN_USERNAME"], os.environ["TELAR_ADMIN_PASSWORD"])
-        return
     with make_suite() as running:
         yield running
 

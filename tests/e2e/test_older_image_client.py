@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 
+from libs.common.testing.needs import require_program
 from tests.corpora.images import disks
 from tests.corpora.images.hostile import HOSTILE, QUOTA
 from tests.corpora.images.valid import made_by_tools
@@ -45,8 +46,7 @@ def _fetch(package: str, folder: Path) -> None:
 @pytest.fixture(scope="module", params=sorted(ISOS))
 def iso(request: pytest.FixtureRequest) -> Path:
     """A real bootable ISO out of one of Debian's packages, fetched once."""
-    if not os.environ.get("CI") and shutil.which("apt-get") is None:
-        pytest.skip("the ISO comes from a package of Debian, and there is no apt-get here")
+    require_program("apt-get", package="apt")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "telar-tests" / "isos" / request.param
     path = cache / ISOS[request.param]
     if not path.exists():

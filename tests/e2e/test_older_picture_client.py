@@ -28,8 +28,6 @@ def pictures(suite: RunningSuite) -> Iterator[PictureServer]:
 @pytest.fixture
 def shop(suite: RunningSuite, pictures: PictureServer) -> Iterator[str]:
     """A database with a collection `products` of ten documents, years 2015 to 2024."""
-    if not suite.mongo_uri:
-        pytest.skip("the running suite's MongoDB is not known here")
     name = f"shop_{uuid7().hex}"
     connection: MongoClient[dict[str, Any]] = MongoClient(suite.mongo_uri)
     with connection:

@@ -5,9 +5,7 @@ started again on the same port with the same data. Every call here blocks: from 
 busy, call it through `asyncio.to_thread`.
 
 Settings (environment): `TELAR_TEST_RABBITMQ_IMAGE`, `TELAR_TEST_POSTGRES_IMAGE` (default: the image that
-`deploy/airgap/build.sh` makes if the engine has it, else the official one) and `TELAR_TEST_AMQP_URL` (a broker
-that runs already: it is used as it is, and tests that would kill it are skipped). `CI=true` turns the skips for
-want of an engine into failures.
+`deploy/airgap/build.sh` makes if the engine has it, else the official one).
 """
 
 import os
@@ -18,16 +16,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NoReturn, Protocol, Self, cast
+from typing import Self, cast
 
 import docker
 import docker.errors
 import psycopg
-import pytest
 from docker.models.containers import Container
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
+from libs.common.testing.needs import missing
 from libs.common.testing.ports import free_port
 
 _LABEL = "telar.test.owner"
@@ -56,15 +54,9 @@ def engine_available() -> str | None:
 
 
 def require_engine() -> None:
-    """Skip the running test when no Docker engine answers; fail it under CI=true."""
+    """End the running test where no Docker engine answers."""
     if reason := engine_available():
-        _absent(reason)
-
-
-def _absent(reason: str) -> NoReturn:
-    if os.environ.get("CI", "").lower() == "true":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+        missing(reason)
 
 
 def _image(setting: str, built: str, official: str) -> str:
@@ -79,7 +71,7 @@ def _image(setting: str, built: str, official: str) -> str:
         try:
             client.images.pull(wanted or official)
         except docker.errors.APIError as error:
-            _absent(f"the image {wanted or official} cannot be pulled ({error}); deploy/airgap/build.sh makes {built}")
+            missing(f"the image {wanted or official} cannot be pulled ({error}); deploy/airgap/build.sh makes {built}")
     return wanted or official
 
 
@@ -160,29 +152,7 @@ class Backend(ABC):
     def _is_ready(self) -> bool: ...
 
 
-class RabbitMq(Protocol):
-    """A broker to test with."""
-
-    @property
-    def amqp_url(self) -> str: ...
-    def kill(self) -> None: ...
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def wait_ready(self, timeout_s: float = 60) -> None: ...
-    def sync_register(self) -> None:
-        """Make quorum queues declared till now safe from `kill`; call it between declaring and killing.
-
-        RabbitMQ (4.0 at least) keeps its register of quorum queues in a file that it writes about a second after a
-        declaration. Killed before, it comes back with the queue but without its messages, confirmed ones too.
-        """
-        ...
-
-    def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl with `arguments` and return what it prints. Takes 1-2 s."""
-        ...
-
-
-class RabbitMqContainer(Backend):
+class RabbitMq(Backend):
     """A broker without plugins and configuration files, which start slowly; durable data survives `kill`."""
 
     def __init__(self, image: str) -> None:
@@ -201,6 +171,7 @@ class RabbitMqContainer(Backend):
         return f"amqp://telar:{self._password}@{self.host}:{self.port}/"
 
     def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl with `arguments` and return what it prints. Takes 1-2 s."""
         result = self._container.exec_run(["rabbitmqctl", "--quiet", *arguments])
         output = cast("bytes", result.output).decode(errors="replace")
         if result.exit_code != 0:
@@ -208,6 +179,11 @@ class RabbitMqContainer(Backend):
         return output
 
     def sync_register(self) -> None:
+        """Make quorum queues declared till now safe from `kill`; call it between declaring and killing.
+
+        RabbitMQ (4.0 at least) keeps its register of quorum queues in a file that it writes about a second after a
+        declaration. Killed before, it comes back with the queue but without its messages, confirmed ones too.
+        """
         self.ctl("eval", "[ok = dets:sync(Table) || Table <- dets:all()].")
 
     def _is_ready(self) -> bool:
@@ -217,27 +193,6 @@ class RabbitMqContainer(Backend):
                 return connection.recv(1) == _METHOD_FRAME
         except OSError:
             return False
-
-
-class GivenRabbitMq:
-    """The broker that TELAR_TEST_AMQP_URL names: it belongs to somebody, so tests that would end it are skipped."""
-
-    def __init__(self, amqp_url: str) -> None:
-        self.amqp_url = amqp_url
-
-    def kill(self) -> None:
-        pytest.skip("TELAR_TEST_AMQP_URL names a broker that is not ours to stop")
-
-    start = stop = kill
-
-    def ctl(self, *arguments: str) -> str:
-        pytest.skip(f"TELAR_TEST_AMQP_URL names a broker that is not ours to administer ({arguments[0]})")
-
-    def wait_ready(self, timeout_s: float = 60) -> None:
-        """It is expected to be ready."""
-
-    def sync_register(self) -> None:
-        """It is never killed."""
 
 
 class PostgresContainer(Backend):
@@ -267,18 +222,15 @@ class PostgresContainer(Backend):
 
 @contextmanager
 def run_rabbitmq() -> Iterator[RabbitMq]:
-    """A ready RabbitMQ of the caller's own, or the one TELAR_TEST_AMQP_URL names; without either, skips the test."""
-    if url := os.environ.get("TELAR_TEST_AMQP_URL"):
-        yield GivenRabbitMq(url)
-        return
+    """A ready RabbitMQ of the caller's own; where there is no engine or image, `needs.missing` ends the test."""
     image = _image("TELAR_TEST_RABBITMQ_IMAGE", "telar/rabbitmq:4.0", "rabbitmq:4-management")
-    with RabbitMqContainer(image) as broker:
+    with RabbitMq(image) as broker:
         yield broker
 
 
 @contextmanager
 def run_postgresql() -> Iterator[PostgresContainer]:
-    """A ready PostgreSQL server of the caller's own; skips the test where there is no engine or image."""
+    """A ready PostgreSQL server of the caller's own, under the same condition."""
     image = _image("TELAR_TEST_POSTGRES_IMAGE", "telar/postgres:17", "postgres:17")
     with PostgresContainer(image) as server:
         yield server

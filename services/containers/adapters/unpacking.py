@@ -22,6 +22,9 @@ _UNIX = 3
 
 StopCheck = Callable[[], None]
 
+# What zipfile raises for a damaged archive; NotImplementedError for a compression or an encryption that it cannot read.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, UnicodeError, NotImplementedError)
+
 
 def unpack_zip(archive: Path, target: Path, caps: Caps, *, check_stop: StopCheck) -> int:
     """Unpack into `target`, an empty folder of ours; gives the number of files. Raises ArchiveRefused; blocks.
@@ -35,7 +38,7 @@ def unpack_zip(archive: Path, target: Path, caps: Caps, *, check_stop: StopCheck
                 infos = zipped.infolist()
                 require_safe([_entry(info) for info in infos], archive.stat().st_size, caps)
                 return _extract(zipped, infos, target, caps, check_stop)
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, UnicodeError) as error:
+    except _UNREADABLE as error:
         raise ArchiveRefused(f"The ZIP cannot be read: {error}") from error
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from libs.common.testing.needs import missing
 from tests.contract.containers.deploying import page, removed, running_stack
 from tests.contract.containers.harness import Service
 
@@ -48,13 +49,13 @@ EXPRESS = {
 
 
 async def built(service: Service, kind: str, files: dict[str, str], **fields: Any) -> tuple[str, dict[str, Any]]:
-    """Deploy it; gives its user and the stack. Skips where the registries cannot be reached."""
+    """Deploy it; gives its user and the stack. Ends the test where the registries cannot be reached."""
     user = await service.new_user()
     answer = await service.create(user, name="registry", service_types=kind, files=files, **fields)
     operation = await service.ended(user, answer.json()["id"], 115)
     reason = str(operation["error"])
     if operation["state"] == "failed" and any(word in reason for word in _NO_WAY_OUT):
-        pytest.skip(f"containers on this machine do not reach the package registries: {reason[:200]}")
+        missing(f"containers on this machine do not reach the package registries: {reason[:200]}")
     return user, await running_stack(service, user, answer)
 
 

@@ -24,9 +24,7 @@ if [ "$1" = convert ]; then shift; exec {QEMU_IMG} convert -r 4M "$@"; fi
 exec {QEMU_IMG} "$@"
 """
 """A converter that writes 4 MiB a second."""
-needs_qemu_img = pytest.mark.skipif(
-    not QEMU_IMG and "CI" not in os.environ, reason="qemu-img is not installed (Debian: qemu-utils)"
-)
+needs_qemu_img = pytest.mark.usefixtures("qemu_img")
 
 
 def a_disk(size: int = 24 * MIB) -> bytes:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from cli.process import Running, listen, service_config
+from libs.common.testing.needs import require_root
 from services.images.domain import Format
 from tests.contract.images.harness import Service, running
 from tests.corpora.images import disks
@@ -301,8 +301,7 @@ async def test_a_form_made_to_exhaust_is_refused_with_little_work(wire: Wire, bo
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
+    require_root("mounting a small file system")
     folder = tmp_path / "small"
     folder.mkdir()
     subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], check=True)

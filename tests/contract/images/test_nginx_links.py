@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,13 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from libs.common.testing.needs import require_program
 from libs.common.testing.ports import free_port
 from services.images.adapters.links import NginxLinks
 from tests.contract.images.harness import Service, running
 from tests.corpora.images import disks
 
 CONF = Path(__file__).parents[3] / "deploy" / "nginx" / "image-files.conf"
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
 SECRET = "a secret of the tests, long enough"
 CONTENT = disks.raw_disk(3 << 20)[:-4096] + bytes(range(256)) * 16
 NAME = 'Zürich "cloud"; 100 % image'
@@ -33,8 +31,6 @@ http {{
 }}
 """
 Eventually = Callable[..., Awaitable[None]]
-
-pytestmark = pytest.mark.skipif(NGINX is None and "CI" not in os.environ, reason="nginx is not installed")
 
 
 @dataclass
@@ -75,12 +71,13 @@ def _configure(folder: Path, blobs: Path, port: int) -> None:
 async def site(
     database_url: str, tmp_path_factory: pytest.TempPathFactory, eventually: Eventually
 ) -> AsyncIterator[Site]:
+    program = require_program("nginx", package="nginx-light")
     folder, data, port = tmp_path_factory.mktemp("nginx"), tmp_path_factory.mktemp("data"), free_port()
     base = f"http://127.0.0.1:{port}"
     links = {"link_url": f"{base}/some/where/", "link_secret": SecretStr(SECRET)}
     async with running(database_url, data, **links) as service, httpx.AsyncClient(base_url=base) as http:
         _configure(folder, service.settings.blob_folder, port)
-        nginx = await asyncio.create_subprocess_exec(str(NGINX), "-c", str(folder / "nginx.conf"))
+        nginx = await asyncio.create_subprocess_exec(program, "-c", str(folder / "nginx.conf"))
 
         async def serves() -> bool:
             assert nginx.returncode is None, "nginx has ended"

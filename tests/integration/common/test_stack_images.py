@@ -102,16 +102,8 @@ def test_a_missing_engine_skips_on_a_desk_and_fails_in_ci(monkeypatch: pytest.Mo
     assert "engine.sh" in (stack.engine_available() or "")
 
     monkeypatch.delenv("CI", raising=False)
-    with pytest.raises(pytest.skip.Exception, match=r"engine\.sh"):
+    with pytest.raises(pytest.skip.Exception, match=r"engine\.sh"):  # that it skips is what is proven here
         stack.require_engine()
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match=r"engine\.sh"):
         stack.require_engine()
-
-
-def test_a_given_broker_is_used_and_never_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TELAR_TEST_AMQP_URL", "amqp://somewhere/")
-    with stack.run_rabbitmq() as given:
-        assert given.amqp_url == "amqp://somewhere/"
-        with pytest.raises(pytest.skip.Exception, match="not ours to stop"):
-            given.kill()

@@ -19,6 +19,7 @@ from services.containers.adapters.engine import DockerEngine
 from services.containers.domain.policy import Grants, violations
 from services.containers.domain.stacks import project_name
 from services.containers.errors import TooManyLogStreams
+from tests.contract.containers.deploying import require_images
 from tests.contract.containers.harness import SITE, Service, running, zip_of
 from tests.integration.containers.conftest import Remains
 
@@ -127,11 +128,7 @@ async def test_the_file_as_compose_resolves_it_passes_the_gate_too(service: Serv
 
 
 async def test_php_code_is_run(service: Service) -> None:
-    client = docker.from_env()
-    present = any(client.images.list(name=name) for name in ("telar/php:8.4", "php:8.4-apache"))
-    client.close()
-    if not present:
-        pytest.skip("no PHP image: deploy/airgap/build.sh php makes one")
+    require_images()
     user = await service.new_user()
     code = {"index.php": "<?php echo 6 * 7, ' ', getenv('APP_ENV');"}
     answer = await service.create(

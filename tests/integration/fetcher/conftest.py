@@ -21,6 +21,7 @@ from libs.common.events import Event
 from libs.common.ids import uuid7
 from libs.common.settings import CommonSettings
 from libs.common.testing.identity import TestIssuer
+from libs.common.testing.needs import missing
 from services.fetcher.main import create_app
 from services.fetcher.repository import MongoStore, indexes
 from services.fetcher.settings import FetcherSettings
@@ -38,9 +39,8 @@ def nx_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def java_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """mongo-java-server, which emulates MongoDB closely, over H2."""
-    missing = mongo_servers.missing_for_java()
-    if missing:
-        pytest.skip(f"mongo-java-server needs {missing}; deploy/local/mongo-java-server.sh sets it up")
+    if lacking := mongo_servers.missing_for_java():
+        missing(f"mongo-java-server needs {lacking}; deploy/local/mongo-java-server.sh sets it up")
     with mongo_servers.mongo_java_server(tmp_path_factory.mktemp("mjs")) as uri:
         yield uri
 

@@ -2,7 +2,6 @@ import gzip
 import lzma
 import os
 import resource
-import shutil
 import subprocess
 import tracemalloc
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from libs.common.testing.needs import require_program
 from services.images.adapters.decompression import MEMORY_BYTES, PIECE_BYTES, decompressor_for
 from services.images.domain import Compression
 from services.images.errors import CompressedFileDamaged
@@ -159,8 +159,7 @@ def test_what_the_usual_tools_write_at_their_strongest_is_read(tmp_path: Path) -
         Compression.ZSTD: ("zstd", "--ultra", "-22", "-q", "-c"),
     }
     for compression, command in commands.items():
-        if shutil.which(command[0]) is None and "CI" not in os.environ:
-            pytest.skip(f"{command[0]} is not installed")
+        require_program(command[0], package=f"{command[0]}-utils" if command[0] == "xz" else command[0])
         made = subprocess.run([*command, str(content)], check=True, capture_output=True, timeout=60).stdout
         assert unpacked(compression, made) == MIXED
 

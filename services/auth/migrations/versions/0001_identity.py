@@ -24,6 +24,14 @@ def _name(name: str, *, nullable: bool = False) -> sa.Column[str]:
 
 def upgrade() -> None:
     create_common_tables()
+    _make_users()
+    _make_credentials()
+    _make_refusals()
+    _make_audit()
+    _make_read_models()
+
+
+def _make_users() -> None:
     op.create_table(
         "users",
         sa.Column("id", sa.Uuid(), primary_key=True),
@@ -44,6 +52,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("username_key"),
         sa.UniqueConstraint("external_id"),
     )
+
+
+def _make_credentials() -> None:
     op.create_table(
         "sessions",
         sa.Column("id", sa.Uuid(), primary_key=True),
@@ -78,6 +89,9 @@ def upgrade() -> None:
         _moment("last_used_at", nullable=True),
         sa.UniqueConstraint("digest"),
     )
+
+
+def _make_refusals() -> None:
     op.create_table(
         "login_failures",
         sa.Column("key", sa.String(), primary_key=True),
@@ -91,6 +105,9 @@ def upgrade() -> None:
         sa.Column("subject_id", sa.String(), primary_key=True),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=False, index=True),
     )
+
+
+def _make_audit() -> None:
     op.create_table(
         "audit_entries",
         sa.Column("number", sa.BigInteger(), primary_key=True, autoincrement=False),
@@ -104,6 +121,9 @@ def upgrade() -> None:
         _name("hash"),
     )
     op.create_index("audit_entries_actor", "audit_entries", ["actor_id", "number"])
+
+
+def _make_read_models() -> None:
     op.create_table(
         "owned_resources",
         sa.Column("service", sa.String(), primary_key=True),

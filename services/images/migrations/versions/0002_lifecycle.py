@@ -13,6 +13,12 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _widen_images()
+    _widen_blobs_and_uploads()
+    _make_members_and_uses()
+
+
+def _widen_images() -> None:
     op.alter_column("images", "sha256", nullable=True)
     op.alter_column("images", "sha512", nullable=True)
     op.add_column("images", sa.Column("min_disk_gib", sa.Integer(), nullable=False, server_default="0"))
@@ -36,6 +42,9 @@ def upgrade() -> None:
         postgresql_using="gin",
         postgresql_with={"fastupdate": "off"},
     )
+
+
+def _widen_blobs_and_uploads() -> None:
     op.add_column(
         "blobs", sa.Column("verified_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now())
     )
@@ -58,6 +67,9 @@ def upgrade() -> None:
         ("uploads", "metadata_header"),
     ):
         op.alter_column(table, column, server_default=None)
+
+
+def _make_members_and_uses() -> None:
     op.create_table(
         "image_members",
         sa.Column("image_id", sa.Uuid(), sa.ForeignKey("images.id", ondelete="CASCADE"), primary_key=True),
