@@ -1,6 +1,4 @@
 import asyncio
-import datetime as dt
-import ipaddress
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -9,14 +7,11 @@ from pathlib import Path
 import aio_pika
 import pytest
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from yarl import URL
 
 from libs.common.bus import AmqpBus, BusUnavailable, Unroutable, create_bus
 from libs.common.testing.bus_contract import RETRY, Inbox, Names, until
+from libs.common.testing.certificates import self_signed
 from libs.common.testing.stack import RabbitMq
 
 pytestmark = pytest.mark.rabbitmq
@@ -121,35 +116,10 @@ async def test_no_log_line_shows_the_password(
     assert secret not in caplog.text
 
 
-def write_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate_file, key_file = folder / "broker.pem", folder / "broker.key"
-    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return certificate_file, key_file
-
-
 @pytest.fixture
 async def tls_front(rabbitmq: RabbitMq, tmp_path: Path) -> AsyncIterator[tuple[int, Path]]:
     """A TLS port before the broker, and the CA that vouches for it."""
-    certificate_file, key_file = write_certificate(tmp_path)
+    certificate_file, key_file = self_signed(tmp_path, "127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate_file, key_file)
     target = URL(rabbitmq.amqp_url)

@@ -1,27 +1,16 @@
 """The operations table under many writers: what meets goes together, and each is told its own outcome."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 from sqlalchemy import event
 
-from libs.common.db import Database
 from libs.common.operations import LeaseLost, Wanted, enqueue_all
 from libs.common.operations.model import Operation, State
 from libs.common.operations.store import OperationStore
 from tests.integration.common.operations_lab import Lab
 
 COUNT = 30
-
-
-@pytest.fixture
-async def lab(database: Database) -> AsyncIterator[Lab]:
-    lab = Lab(database)
-    await lab.start()
-    yield lab
-    await lab.close()
 
 
 async def claimed(lab: Lab, store: OperationStore) -> list[Operation]:

@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from libs.common import problems
 from libs.common.auth import Principal, Role
-from libs.common.db import Database
 from libs.common.errors import Conflict
 from libs.common.operations import Operations, Saga, State, Step, StepContext
 from libs.common.operations_api import accepted, operations_router
@@ -87,14 +86,6 @@ class Gate:
 @pytest.fixture
 def gate() -> Gate:
     return Gate()
-
-
-@pytest.fixture
-async def lab(database: Database) -> AsyncIterator[Lab]:
-    lab = Lab(database)
-    await lab.start()
-    yield lab
-    await lab.close()
 
 
 @pytest.fixture
