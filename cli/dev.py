@@ -1,6 +1,7 @@
 """`telar dev`: the gateway and all services as processes of a checkout, each started again when its files change."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -110,7 +111,9 @@ async def run(root: Path, host: str, port: int) -> None:
     for process in processes.values():
         process.start()
     while not stop.is_set():
-        await asyncio.wait({asyncio.ensure_future(stop.wait())}, timeout=_LOOK_EVERY_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_EVERY_S):
+                await stop.wait()
         now = await asyncio.to_thread(snapshot, root)
         changed = {path for path in now.keys() | seen.keys() if now.get(path) != seen.get(path)}
         seen = now

@@ -229,7 +229,10 @@ class OutboxRelay:
             while True:
                 moved = 0
                 try:
-                    moved = await self._store.relay_batch(self._publish, self._batch_size)
+                    if self._bus.ready():
+                        moved = await self._store.relay_batch(self._publish, self._batch_size)
+                    else:  # another process may reach the broker; each try would read and refuse a whole batch
+                        await self._store.close()
                     sweeps += 1
                     if sweeps % 3600 == 1:
                         await self._store.sweep()

@@ -13,7 +13,7 @@ from libs.common.bus import BusUnavailable, LocalBus, RetryPolicy
 from libs.common.db import Database, Notifications, transaction
 from libs.common.events import Event, Payload
 from libs.common.inbox import Inbox, dead_letters_table, inbox_table
-from libs.common.outbox import CHANNEL, OutboxRelay, SqlOutboxStore, outbox_table
+from libs.common.outbox import CHANNEL, OutboxRelay, PublishBatch, SqlOutboxStore, outbox_table
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 
 Eventually = Callable[..., Awaitable[None]]
@@ -286,7 +286,9 @@ async def test_a_relay_that_cannot_publish_leaves_its_turn_to_one_that_can(
     await Inbox("counter", bus, uow, {Ticked.event_type: count_tick}).start()
     for number in range(1, 21):
         await tick(uow, f"s{number % 4}", number)
-    relays = [OutboxRelay(SqlOutboxStore(database), one, poll_s=0.02) for one in (Moody(), bus)]
+    moody = Moody()
+    await moody.start()
+    relays = [OutboxRelay(SqlOutboxStore(database), one, poll_s=0.02) for one in (moody, bus)]
     await relays[0].start()
 
     async def tried() -> bool:
@@ -302,6 +304,37 @@ async def test_a_relay_that_cannot_publish_leaves_its_turn_to_one_that_can(
     assert await handled(database) == {f"s{number}": 5 for number in range(4)}
     for relay in relays:
         await relay.close()
+    await moody.close()
+
+
+class Watched(SqlOutboxStore):
+    """Counts the batches that were asked for."""
+
+    batches = 0
+
+    async def relay_batch(self, publish: PublishBatch, limit: int) -> int:
+        self.batches += 1
+        return await super().relay_batch(publish, limit)
+
+
+async def test_a_relay_reads_nothing_while_its_bus_is_away(
+    uow: UnitOfWorkFactory, database: Database, eventually: Eventually
+) -> None:
+    bus, store = LocalBus(), Watched(database)
+    relay = OutboxRelay(store, bus, poll_s=0.02)
+    await relay.start()
+    await tick(uow, "one", 1)
+    await asyncio.sleep(0.3)
+    assert store.batches == 0
+    await bus.start()
+    await Inbox("counter", bus, uow, {Ticked.event_type: count_tick}).start()
+
+    async def arrived() -> bool:
+        return "one" in await handled(database)
+
+    await eventually(arrived)
+    await relay.close()
+    await bus.close()
 
 
 @pytest.mark.usefixtures("relay")
