@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import Context, copy_context
-from dataclasses import dataclass
+from contextvars import copy_context
+from itertools import chain
 from uuid import UUID
 
 import structlog
@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from libs.common.batches import Batches
-from libs.common.bus.protocol import Bus, DeadLetter, TransientFailure
+from libs.common.bus.protocol import Bus, DeadLetter, Delivery, TransientFailure
 from libs.common.db import COMMON_METADATA, DatabaseUnavailable, as_database_error
 from libs.common.errors import NotFound, TelarError, Unavailable
 from libs.common.events import Event
@@ -68,15 +68,6 @@ class DeadLetterNotFound(NotFound):
     title = "No such dead letter"
 
 
-@dataclass(frozen=True, slots=True)
-class _Delivery:
-    """An event, its handler, and the context (span, log fields) in which it came."""
-
-    event: Event
-    handler: EventHandler
-    context: Context
-
-
 async def _given(handler: EventHandler, uow: UnitOfWork, event: Event) -> None:
     await handler(uow, event)
 
@@ -89,11 +80,13 @@ class Inbox:
         self._bus = bus
         self._uow = uow
         self._handlers = handlers
-        self._batches = Batches(self._handle_together)
+        self._batches = Batches(self._handle_runs)
 
     async def start(self) -> None:
         if self._handlers:
-            await self._bus.subscribe(self._service, tuple(self._handlers), self.handle, self.keep_dead)
+            await self._bus.subscribe(
+                self._service, tuple(self._handlers), self.handle, self.keep_dead, together=self.handle_together
+            )
 
     async def handle(self, event: Event) -> None:
         """Handle an event unless it was handled before; a database that is away is a TransientFailure.
@@ -101,25 +94,33 @@ class Inbox:
         Events that come while others are being handled share a transaction; what one of them breaks is done again for
         each alone, so that a failure is only ever its own event's.
         """
-        handler = self._handlers.get(event.type)
-        if handler is None:  # an old binding may linger on the broker after an upgrade
-            _log.warning("event_without_handler", type=event.type, id=event.id)
-            return
-        await self._batches.do(_Delivery(event, handler, copy_context()))
+        await self.handle_together([Delivery(event, copy_context())])
 
-    async def _handle_together(self, deliveries: Sequence[_Delivery]) -> Sequence[Exception | None]:
+    async def handle_together(self, run: Sequence[Delivery]) -> None:
+        """Handle some events of one subject, all or none, as `handle` does one."""
+        known = [delivery for delivery in run if self._is_known(delivery.event)]
+        if known:
+            await self._batches.do(known)
+
+    def _is_known(self, event: Event) -> bool:
+        known = event.type in self._handlers
+        if not known:  # an old binding may linger on the broker after an upgrade
+            _log.warning("event_without_handler", type=event.type, id=event.id)
+        return known
+
+    async def _handle_runs(self, runs: Sequence[Sequence[Delivery]]) -> Sequence[Exception | None]:
         try:
-            await self._commit(deliveries)
+            await self._commit(list(chain.from_iterable(runs)))
         except Exception as error:  # noqa: BLE001 - what a handler raises is told to its caller
             if as_database_error(error) is not None or isinstance(error, DatabaseUnavailable):
-                return [TransientFailure(type(error).__name__) for _ in deliveries]
-            if len(deliveries) == 1:
+                return [TransientFailure(type(error).__name__) for _ in runs]
+            if len(runs) == 1:
                 return [TransientFailure(error.slug) if isinstance(error, Unavailable) else error]
         else:
-            return [None] * len(deliveries)
-        return [(await self._handle_together([delivery]))[0] for delivery in deliveries]
+            return [None] * len(runs)
+        return [(await self._handle_runs([run]))[0] for run in runs]
 
-    async def _commit(self, deliveries: Sequence[_Delivery]) -> None:
+    async def _commit(self, deliveries: Sequence[Delivery]) -> None:
         """Handle in one transaction whatever was not handled before, each event in the context of its delivery."""
         ids = sorted({delivery.event.id for delivery in deliveries})  # in one order: two batches never lock each other
         async with self._uow() as uow:
@@ -130,7 +131,7 @@ class Inbox:
                     _log.info("event_seen_before", type=event.type, id=event.id)
                     continue
                 fresh.discard(event.id)
-                await asyncio.create_task(_given(delivery.handler, uow, event), context=delivery.context)
+                await asyncio.create_task(_given(self._handlers[event.type], uow, event), context=delivery.context)
             await uow.commit()
 
     async def keep_dead(self, letter: DeadLetter) -> None:

@@ -2,11 +2,12 @@
 
 import random
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 import structlog
 from opentelemetry import trace
@@ -16,7 +17,15 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from libs.common.bus.lanes import Abandoned, Lanes
 from libs.common.bus.metrics import BusMetrics
-from libs.common.bus.protocol import DeadLetter, DeadLetterHandler, Handler, TransientFailure, Unroutable
+from libs.common.bus.protocol import (
+    DeadLetter,
+    DeadLetterHandler,
+    Delivery,
+    Handler,
+    HandlerTogether,
+    TransientFailure,
+    Unroutable,
+)
 from libs.common.clock import Clock
 from libs.common.events import Event
 
@@ -135,6 +144,7 @@ class Processor:
         handler: Handler,
         on_dead: DeadLetterHandler,
         *,
+        together: HandlerTogether | None,
         retry: RetryPolicy,
         tracing: Tracing,
         metrics: BusMetrics,
@@ -144,16 +154,48 @@ class Processor:
         self._queue = queue
         self._handler = handler
         self._on_dead = on_dead
+        self._together = together
         self._retry = retry
         self._tracing = tracing
         self._clock = clock
         self._insist = insist
+        self._in_flight = metrics.in_flight.labels(queue)
         self._dead_letters = metrics.dead_letters.labels(queue)
         self._seconds = metrics.handling_seconds.labels(queue)
         self._attempts = {name: metrics.handled.labels(queue, name) for name in _ATTEMPTS}
 
-    async def process(self, incoming: Incoming, lanes: Lanes) -> Outcome:
+    async def process_together(self, run: Sequence[Incoming], lanes: Lanes[Any]) -> bool:
+        """Handle what came for one subject at once, all or none; raises Abandoned as `process` does."""
+        events = [incoming.event for incoming in run if incoming.event is not None and not incoming.withdrawn]
+        if self._together is None or len(events) < len(run):
+            return False
+        async with lanes.permit():
+            started_s = time.perf_counter()
+            self._in_flight.inc(len(events))
+            try:
+                with ExitStack() as spans:
+                    deliveries = []
+                    for event in events:
+                        spans.enter_context(self._tracing.processing(event, self._queue))
+                        deliveries.append(Delivery(event, copy_context()))
+                    await self._together(deliveries)
+            except Exception as fault:  # noqa: BLE001  # each is tried by itself, where its own failure counts
+                reason = f"{type(fault).__name__}: {fault}"
+                _log.info("events_go_one_by_one", queue=self._queue, subject=events[0].subject, reason=reason)
+                return False
+            finally:
+                self._in_flight.dec(len(events))
+        self._attempts["handled"].inc(len(events))
+        for _ in events:
+            self._seconds.observe(time.perf_counter() - started_s)
+        return True
+
+    async def process(self, incoming: Incoming, lanes: Lanes[Any]) -> Outcome:
         """Handle, retry in place, or bury. Raises Abandoned where it was left unfinished."""
+        with self._in_flight.track_inprogress():
+            return await self._process(incoming, lanes)
+
+    async def _process(self, incoming: Incoming, lanes: Lanes[Any]) -> Outcome:
         event = incoming.event
         if event is None:
             return await self.bury(incoming.body, incoming.fault, incoming.redeliveries + 1, lanes)
@@ -202,7 +244,7 @@ class Processor:
             self._seconds.observe(time.perf_counter() - started_s)
         return None
 
-    async def bury(self, body: bytes, reason: str, deliveries: int, lanes: Lanes) -> Outcome:
+    async def bury(self, body: bytes, reason: str, deliveries: int, lanes: Lanes[Any]) -> Outcome:
         """Hand the message to the dead letter handler."""
         letter = DeadLetter(self._queue, body, reason, deliveries, self._clock.now())
         attempts = 0

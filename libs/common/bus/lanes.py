@@ -2,43 +2,52 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
+from typing import Generic, TypeVar
 
 import structlog
 
 _log = structlog.get_logger()
 
 _CANCEL_TIMEOUT_S = 1.0
+_RUN = 16
 
-Job = Callable[[], Awaitable[None]]
+Item = TypeVar("Item")
+Each = Callable[[Item, "Lanes[Item]"], Awaitable[object]]
+Together = Callable[[Sequence[Item], "Lanes[Item]"], Awaitable[bool]]
+"""Works on several items of one key, all or none; False where none was: then each goes by itself."""
 
 
 class Abandoned(Exception):
-    """The job gives up before its next attempt and leaves its message unsettled: the lanes stop, or nobody waits."""
+    """The work gives up before its next attempt and leaves its item unsettled: the lanes stop, or nobody waits."""
 
 
-class Lanes:
+class Lanes(Generic[Item]):
     """Serial per key, parallel across keys; at most `concurrency` permits are held at once.
 
-    A job that waits (for its next attempt) gives its permit back, so that a failing subject never starves the others.
+    Work that waits (for its next attempt) gives its permit back, so that a failing subject never starves the others.
+    What has gathered behind a key's item under way goes to `together`, where there is one, sixteen at a time.
     """
 
-    def __init__(self, concurrency: int) -> None:
+    def __init__(self, concurrency: int, each: Each[Item], together: Together[Item] | None = None) -> None:
+        self._each = each
+        self._together = together
         self._permits = asyncio.Semaphore(concurrency)
-        self._lanes: dict[str, deque[Job]] = {}
+        self._lanes: dict[str, deque[Item]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
 
-    def add(self, key: str, job: Job) -> None:
-        """Put a job at the end of its key's lane; dropped once the lanes are stopping (its message goes back)."""
+    def add(self, key: str, item: Item) -> None:
+        """Put an item at the end of its key's lane; dropped once the lanes are stopping (its message goes back)."""
         if self._stopping.is_set():
             return
         lane = self._lanes.get(key)
         if lane is not None:
-            lane.append(job)
+            lane.append(item)
             return
-        self._lanes[key] = deque([job])
+        self._lanes[key] = deque([item])
         task = asyncio.create_task(self._run(key), name=f"bus-lane-{key}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -47,15 +56,33 @@ class Lanes:
         lane = self._lanes[key]
         try:
             while lane and not self._stopping.is_set():
-                job = lane.popleft()
-                try:
-                    await job()
-                except Abandoned:
-                    continue
-                except Exception:  # noqa: BLE001  # one bad job must not stop its lane
-                    _log.exception("bus_job_failed", subject=key)
+                run = list(islice(lane, _RUN))
+                done = await self._all_done(key, run)
+                for item in run:
+                    if not done and not self._stopping.is_set():
+                        await self._one(key, item)
+                    lane.popleft()
         finally:
             del self._lanes[key]
+
+    async def _all_done(self, key: str, run: Sequence[Item]) -> bool:
+        if self._together is None or len(run) == 1:
+            return False
+        try:
+            return await self._together(run, self)
+        except Abandoned:
+            return False
+        except Exception:  # noqa: BLE001  # each of them may still go by itself
+            _log.exception("bus_run_failed", subject=key)
+            return False
+
+    async def _one(self, key: str, item: Item) -> None:
+        try:
+            await self._each(item, self)
+        except Abandoned:
+            return
+        except Exception:  # noqa: BLE001  # one bad item must not stop its lane
+            _log.exception("bus_item_failed", subject=key)
 
     @asynccontextmanager
     async def permit(self) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ from libs.common.bus.protocol import (
     BusUnavailable,
     DeadLetterHandler,
     Handler,
+    HandlerTogether,
     Unroutable,
 )
 from libs.common.clock import SystemClock
@@ -89,12 +90,19 @@ class LocalBus:
         return {name: known[name].state if name in known else QueueState() for name in names}
 
     async def subscribe(
-        self, queue: str, bindings: Sequence[str], handler: Handler, on_dead: DeadLetterHandler
+        self,
+        queue: str,
+        bindings: Sequence[str],
+        handler: Handler,
+        on_dead: DeadLetterHandler,
+        *,
+        together: HandlerTogether | None = None,
     ) -> None:
         processor = Processor(
             queue,
             handler,
             on_dead,
+            together=together,
             retry=self._retry,
             tracing=self._tracing,
             metrics=self.metrics,
@@ -103,7 +111,7 @@ class LocalBus:
         )
 
         def join() -> None:
-            consumer = Consumer(processor, self._concurrency, self.metrics, queue)
+            consumer = Consumer(processor, self._concurrency)
             shared = self._broker.queue(queue)
             shared.bindings.update(bindings)
             shared.join(consumer)

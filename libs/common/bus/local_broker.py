@@ -5,13 +5,12 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 import structlog
 
 from libs.common.bus.handling import Incoming, Outcome, Processor, Tracing
 from libs.common.bus.lanes import Lanes
-from libs.common.bus.metrics import BusMetrics, QueueState
+from libs.common.bus.metrics import QueueState
 from libs.common.bus.protocol import BroadcastHandler, BusUnavailable, Handler, Unroutable
 from libs.common.bus.topics import any_matches
 from libs.common.events import Event
@@ -29,24 +28,34 @@ class _Entry:
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
+_Taken = tuple[_Entry, Callable[[_Entry], None]]
+"""An entry and whom to tell that it is settled."""
+
+
 class Consumer:
     """One service's handler on a queue."""
 
-    def __init__(self, processor: Processor, concurrency: int, metrics: BusMetrics, queue: str) -> None:
-        self.lanes = Lanes(concurrency)
+    def __init__(self, processor: Processor, concurrency: int) -> None:
+        self.lanes = Lanes[_Taken](concurrency, self._work, self._work_together)
         self._processor = processor
-        self._in_flight = metrics.in_flight.labels(queue)
 
     def take(self, entry: _Entry, settled: Callable[[_Entry], None]) -> None:
-        self.lanes.add(entry.incoming.key, partial(self._work, entry, settled))
+        self.lanes.add(entry.incoming.key, (entry, settled))
 
-    async def _work(self, entry: _Entry, settled: Callable[[_Entry], None]) -> None:
+    async def _work(self, taken: _Taken, lanes: Lanes[_Taken]) -> None:
+        entry, settled = taken
         if entry.incoming.withdrawn:
             return
-        with self._in_flight.track_inprogress():
-            outcome = await self._processor.process(entry.incoming, self.lanes)
+        outcome = await self._processor.process(entry.incoming, lanes)
         if outcome is not Outcome.REFUSED:
             settled(entry)
+
+    async def _work_together(self, run: Sequence[_Taken], lanes: Lanes[_Taken]) -> bool:
+        if not await self._processor.process_together([entry.incoming for entry, _ in run], lanes):
+            return False
+        for entry, settled in run:
+            settled(entry)
+        return True
 
 
 class Queue:

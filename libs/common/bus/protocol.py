@@ -1,6 +1,7 @@
 """The contract of the event bus; both adapters pass `libs.common.testing.bus_contract`."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -44,7 +45,17 @@ class DeadLetter:
     failed_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event, and the context (span, log fields) in which it is to be handled."""
+
+    event: Event
+    context: Context
+
+
 Handler = Callable[[Event], Awaitable[None]]
+HandlerTogether = Callable[[Sequence[Delivery]], Awaitable[None]]
+"""Handles events of one subject in their order, all or none: when it raises, nothing of it has happened."""
 DeadLetterHandler = Callable[[DeadLetter], Awaitable[None]]
 BroadcastHandler = Callable[[bytes], None]
 
@@ -80,7 +91,13 @@ class Bus(Protocol):
         """
 
     async def subscribe(
-        self, queue: str, bindings: Sequence[str], handler: Handler, on_dead: DeadLetterHandler
+        self,
+        queue: str,
+        bindings: Sequence[str],
+        handler: Handler,
+        on_dead: DeadLetterHandler,
+        *,
+        together: HandlerTogether | None = None,
     ) -> None:
         """Consume a durable queue that all replicas share: at least once, in order per subject, subjects in parallel.
 
@@ -90,6 +107,9 @@ class Bus(Protocol):
         that handles the event; a message that takes its process down with it is given up after a limit of the broker.
         All replicas of a queue subscribe alike. Bindings add up: one that is left out later stays bound in the broker,
         so that a handler must pass over types it does not know.
+
+        `together` gets what gathered behind an event of its subject, a few at a time; when it fails, they go to
+        `handler` one by one, and only these failures count.
         """
 
     async def listen(self, bindings: Sequence[str], handler: Handler) -> Callable[[], Awaitable[None]]:

@@ -3,13 +3,14 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import copy_context
 from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import BigInteger, Column, MetaData, Table, Text, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from libs.common.bus import BusUnavailable, LocalBus, RetryPolicy
+from libs.common.bus import BusUnavailable, Delivery, LocalBus, RetryPolicy
 from libs.common.db import Database, Notifications, transaction
 from libs.common.events import Event, Payload
 from libs.common.inbox import Inbox, dead_letters_table, inbox_table
@@ -162,6 +163,32 @@ async def test_an_event_that_fails_takes_none_with_it_that_came_at_the_same_time
     assert [str(fault) for fault in told] == ["None", "None", "cannot digest this", "None", "None"]
     assert await handled(database) == dict.fromkeys("abcd", 1)
     assert len(await rows(database, inbox_table)) == 4
+
+
+async def test_a_subjects_events_are_handled_together_or_not_at_all(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
+) -> None:
+    async def handle(unit: UnitOfWork, event: Event) -> None:
+        await count_tick(unit, event)
+        if event.subject == "bad" and event.sequence == 3:
+            raise RuntimeError("cannot digest this")
+
+    inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
+    async with uow() as unit:
+        runs = {
+            name: [unit.add_event(Ticked(number=n), subject=name, sequence=n) for n in range(1, 6)]
+            for name in ("good", "bad", "fine")
+        }
+    together = (
+        inbox.handle_together([Delivery(event, copy_context()) for event in events]) for events in runs.values()
+    )
+    told = await asyncio.gather(*together, return_exceptions=True)
+    assert [str(fault) for fault in told] == ["None", "cannot digest this", "None"]
+    assert {row["subject"]: (row["handled"], row["last"]) for row in await rows(database, counters)} == {
+        "good": (5, 5),
+        "fine": (5, 5),
+    }
+    assert len(await rows(database, inbox_table)) == 10
 
 
 async def test_events_that_come_while_others_are_handled_share_a_transaction(

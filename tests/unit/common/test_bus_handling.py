@@ -17,13 +17,14 @@ async def process(inbox: Inbox, event: Event, *, tracing: Tracing, metrics: BusM
         "q",
         inbox.handle,
         inbox.bury,
+        together=None,
         retry=RETRY,
         tracing=tracing,
         metrics=metrics,
         clock=SystemClock(),
         insist=False,
     )
-    return await processor.process(Incoming.read(event.to_json()), Lanes(1))
+    return await processor.process(Incoming.read(event.to_json()), Lanes(1, processor.process))
 
 
 async def test_each_attempt_is_a_consumer_span_in_the_trace_of_the_event() -> None:

@@ -10,7 +10,7 @@ from libs.common.bus.amqp.publisher import Publisher
 from libs.common.bus.amqp.survey import survey
 from libs.common.bus.handling import Processor, RetryPolicy, Tracing, publishing
 from libs.common.bus.metrics import BusMetrics, QueueState
-from libs.common.bus.protocol import BroadcastHandler, DeadLetterHandler, Handler
+from libs.common.bus.protocol import BroadcastHandler, DeadLetterHandler, Handler, HandlerTogether
 from libs.common.clock import SystemClock
 from libs.common.events import Event
 
@@ -82,13 +82,20 @@ class AmqpBus:
         return await survey(self._publishing, names)
 
     async def subscribe(
-        self, queue: str, bindings: Sequence[str], handler: Handler, on_dead: DeadLetterHandler
+        self,
+        queue: str,
+        bindings: Sequence[str],
+        handler: Handler,
+        on_dead: DeadLetterHandler,
+        *,
+        together: HandlerTogether | None = None,
     ) -> None:
         def processor(*, insist: bool) -> Processor:
             return Processor(
                 queue,
                 handler,
                 on_dead,
+                together=together,
                 retry=self._retry,
                 tracing=self._tracing,
                 metrics=self.metrics,
@@ -105,7 +112,6 @@ class AmqpBus:
                 prefetch=_PREFETCH,
                 concurrency=_CONCURRENCY,
                 broker_delivery_limit=self._broker_delivery_limit,
-                metrics=self.metrics,
             )
         )
 

@@ -13,13 +13,14 @@ from libs.common.bus.amqp.link import BrokerLost, broker_faults, close_quietly
 from libs.common.bus.amqp.topology import declare_events, declare_private, declare_subscription
 from libs.common.bus.handling import Incoming, Outcome, Processor, Tracing
 from libs.common.bus.lanes import Lanes
-from libs.common.bus.metrics import BusMetrics
 from libs.common.bus.protocol import Handler
 
 _log = structlog.get_logger()
 _CLOSE_GRACE_S = 5.0
 _DEAD_PREFETCH = 16
 _LISTENER_PREFETCH = 256
+
+_Taken = tuple[AbstractIncomingMessage, Incoming]
 
 
 async def lost_or_cancelled(channel: AbstractChannel) -> Awaitable[object]:
@@ -63,7 +64,6 @@ class Subscription:
         prefetch: int,
         concurrency: int,
         broker_delivery_limit: int,
-        metrics: BusMetrics,
     ) -> None:
         self.name = f"queue {queue}"
         self._queue = queue
@@ -73,13 +73,11 @@ class Subscription:
         self._prefetch = prefetch
         self._concurrency = concurrency
         self._broker_delivery_limit = broker_delivery_limit
-        self._in_flight = metrics.in_flight.labels(queue)
         self._channel: AbstractChannel | None = None
-        self._lanes = Lanes(concurrency)
-        self._dead_lanes = Lanes(1)
+        self._lanes, self._dead_lanes = self._new_lanes()
 
     async def attach(self, connection: AbstractConnection) -> Awaitable[object]:
-        self._lanes, self._dead_lanes = Lanes(self._concurrency), Lanes(1)
+        self._lanes, self._dead_lanes = self._new_lanes()
         self._channel = channel = await connection.channel(publisher_confirms=False)
         queues = await declare_subscription(channel, self._queue, self._bindings, self._broker_delivery_limit)
         lost = await lost_or_cancelled(channel)
@@ -95,20 +93,30 @@ class Subscription:
         channel, self._channel = self._channel, None
         await close_quietly(channel)
 
-    async def _on_message(self, lanes: Lanes, message: AbstractIncomingMessage) -> None:
-        incoming = Incoming.read(message.body, redeliveries=_delivery_count(message))
-        lanes.add(incoming.key, partial(self._handle, lanes, message, incoming))
+    def _new_lanes(self) -> tuple[Lanes[_Taken], Lanes[AbstractIncomingMessage]]:
+        return Lanes(self._concurrency, self._handle, self._handle_together), Lanes(1, self._bury)
 
-    async def _handle(self, lanes: Lanes, message: AbstractIncomingMessage, incoming: Incoming) -> None:
-        with self._in_flight.track_inprogress():
-            outcome = await self._processor.process(incoming, lanes)
+    async def _on_message(self, lanes: Lanes[_Taken], message: AbstractIncomingMessage) -> None:
+        incoming = Incoming.read(message.body, redeliveries=_delivery_count(message))
+        lanes.add(incoming.key, (message, incoming))
+
+    async def _handle(self, taken: _Taken, lanes: Lanes[_Taken]) -> None:
+        message, incoming = taken
+        outcome = await self._processor.process(incoming, lanes)
         # What even the dead letter handler refuses goes to the broker's dead letter queue, and so frees its subject.
         await settle(message, refused=outcome is Outcome.REFUSED)
 
-    async def _on_dead_letter(self, lanes: Lanes, message: AbstractIncomingMessage) -> None:
-        lanes.add("", partial(self._bury, lanes, message))
+    async def _handle_together(self, run: Sequence[_Taken], lanes: Lanes[_Taken]) -> bool:
+        if not await self._processor.process_together([incoming for _, incoming in run], lanes):
+            return False
+        for message, _ in run:
+            await settle(message)
+        return True
 
-    async def _bury(self, lanes: Lanes, message: AbstractIncomingMessage) -> None:
+    async def _on_dead_letter(self, lanes: Lanes[AbstractIncomingMessage], message: AbstractIncomingMessage) -> None:
+        lanes.add("", message)
+
+    async def _bury(self, message: AbstractIncomingMessage, lanes: Lanes[AbstractIncomingMessage]) -> None:
         reason, deliveries = _why_dead(message)
         await self._burier.bury(message.body, reason, deliveries, lanes)
         await settle(message)
@@ -124,17 +132,17 @@ class PrivateListener:
         self._handler = handler
         self._tracing = tracing
         self._channel: AbstractChannel | None = None
-        self._lanes = Lanes(1)
+        self._lanes = Lanes(1, self._handle)
 
     async def attach(self, connection: AbstractConnection) -> Awaitable[object]:
-        self._lanes = lanes = Lanes(1)
+        self._lanes = lanes = Lanes(1, self._handle)
         self._channel = channel = await connection.channel(publisher_confirms=False)
         queue = await declare_private(channel, await declare_events(channel), self._bindings)
         lost = await lost_or_cancelled(channel)
         await channel.set_qos(_LISTENER_PREFETCH)
 
         async def on_message(message: AbstractIncomingMessage) -> None:
-            lanes.add("", partial(self._handle, message))
+            lanes.add("", message)
 
         await queue.consume(on_message)
         return lost
@@ -144,7 +152,7 @@ class PrivateListener:
         channel, self._channel = self._channel, None
         await close_quietly(channel)
 
-    async def _handle(self, message: AbstractIncomingMessage) -> None:
+    async def _handle(self, message: AbstractIncomingMessage, _: Lanes[AbstractIncomingMessage]) -> None:
         event = Incoming.read(message.body).event
         try:
             if event is not None:

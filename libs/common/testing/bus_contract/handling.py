@@ -2,11 +2,12 @@
 # ruff: noqa: S101, PLR2004  # this file is made of tests, though it lives beside the library it tests
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from opentelemetry import trace
 
-from libs.common.bus import DeadLetter, TransientFailure, Unroutable
+from libs.common.bus import DeadLetter, Delivery, TransientFailure, Unroutable
 from libs.common.events import Event
 from libs.common.testing.bus_contract.tools import TRACEPARENT, Buses, Inbox, Names, until
 
@@ -159,3 +160,56 @@ class HandlingContract:
         await bus.publish(names.event())
         await until(lambda: bool(seen))
         assert seen == [TRACEPARENT.split("-")[1]]
+
+    async def test_what_gathers_behind_an_event_goes_together_in_its_order(self, buses: Buses, names: Names) -> None:
+        bus, inbox, gate, runs, traces = await buses.start(), Inbox(), asyncio.Event(), list[int](), set[str]()
+
+        async def handle(event: Event) -> None:
+            await gate.wait()
+            await inbox.handle(event)
+
+        async def together(deliveries: Sequence[Delivery]) -> None:
+            runs.append(len(deliveries))
+            for delivery in deliveries:
+                span = delivery.context.run(trace.get_current_span).get_span_context()
+                traces.add(f"{span.trace_id:032x}")
+                await inbox.handle(delivery.event)
+
+        await bus.subscribe(names.queue(), [names.all], handle, inbox.bury, together=together)
+        published = asyncio.gather(*(bus.publish(names.event("s", n)) for n in range(40)))
+        await asyncio.sleep(0.3)
+        gate.set()
+        await published
+        await until(lambda: len(inbox.events) == 40)
+        assert inbox.numbers("s") == list(range(40))
+        assert max(runs) > 1
+        assert traces == {TRACEPARENT.split("-")[1]}
+
+    async def test_of_events_that_fail_together_only_the_one_that_fails_alone_is_dead(
+        self, buses: Buses, names: Names
+    ) -> None:
+        bus, inbox, gate, tries = await buses.start(), Inbox(), asyncio.Event(), list[int]()
+
+        async def handle(event: Event) -> None:
+            await gate.wait()
+            if event.sequence == 5:
+                raise ValueError("boom")
+            await inbox.handle(event)
+
+        async def together(deliveries: Sequence[Delivery]) -> None:
+            tries.append(len(deliveries))
+            if any(delivery.event.sequence == 5 for delivery in deliveries):
+                raise ValueError("boom")
+            for delivery in deliveries:
+                await inbox.handle(delivery.event)
+
+        await bus.subscribe(names.queue(), [names.all], handle, inbox.bury, together=together)
+        published = asyncio.gather(*(bus.publish(names.event("s", n)) for n in range(10)))
+        await asyncio.sleep(0.3)
+        gate.set()
+        await published
+        await until(lambda: len(inbox.events) == 9)
+        assert inbox.numbers("s") == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+        [letter] = inbox.letters
+        assert (Event.from_json(letter.body).sequence, letter.deliveries) == (5, 3)
+        assert tries
