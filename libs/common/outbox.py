@@ -9,6 +9,8 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import itemgetter
 from typing import Any, Protocol
 
 import psycopg
@@ -254,12 +256,20 @@ class OutboxRelay:
         return [key for keys in results for key in keys]
 
     async def _publish_lane(self, lane: Sequence[Pending]) -> list[int | str]:
-        done: list[int | str] = []
-        for pending in lane:
-            try:
-                await self._bus.publish(pending.event)
-            except Unavailable as error:
-                _log.info("event_waits", type=pending.event.type, id=pending.event.id, reason=error.slug)
-                break  # the subject's later events wait behind this one
-            done.append(pending.key)
-        return done
+        """Publish a subject's events: all behind the first go out at once, in their order.
+
+        What follows one that was refused is not done either: it comes again, behind that one.
+        """
+        if not await self._is_confirmed(lane[0]):
+            return []
+        confirmed = [True, *await asyncio.gather(*map(self._is_confirmed, lane[1:]))]
+        told = zip(lane, confirmed, strict=True)
+        return [pending.key for pending, _ in takewhile(itemgetter(1), told)]
+
+    async def _is_confirmed(self, pending: Pending) -> bool:
+        try:
+            await self._bus.publish(pending.event)
+        except Unavailable as error:
+            _log.info("event_waits", type=pending.event.type, id=pending.event.id, reason=error.slug)
+            return False
+        return True

@@ -175,14 +175,11 @@ async def test_a_subjects_events_are_handled_together_or_not_at_all(
 
     inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
     async with uow() as unit:
-        runs = {
-            name: [unit.add_event(Ticked(number=n), subject=name, sequence=n) for n in range(1, 6)]
+        runs = [
+            [Delivery(unit.add_event(Ticked(number=n), subject=name, sequence=n), copy_context()) for n in range(1, 6)]
             for name in ("good", "bad", "fine")
-        }
-    together = (
-        inbox.handle_together([Delivery(event, copy_context()) for event in events]) for events in runs.values()
-    )
-    told = await asyncio.gather(*together, return_exceptions=True)
+        ]
+    told = await asyncio.gather(*(inbox.handle_together(run) for run in runs), return_exceptions=True)
     assert [str(fault) for fault in told] == ["None", "cannot digest this", "None"]
     assert {row["subject"]: (row["handled"], row["last"]) for row in await rows(database, counters)} == {
         "good": (5, 5),
