@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from services.containers.domain.stacks import project_name
-from tests.chaos.containers.own_engine import own_engine
+from tests.chaos.own_engine import own_engine
 from tests.contract.containers.harness import SITE, Service, running, zip_of
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
