@@ -60,9 +60,9 @@ def check_options(call: Call, options: Config, vm: Vm | None) -> None:
     check_drives(call, vm, options)
     if "sshkeys" in options:
         check_keys(str(options["sshkeys"]))
-    base = vm.config if vm is not None else {}
-    memory = int(str(options.get("memory", base.get("memory", 512))).removeprefix("current="))
-    if int(options.get("balloon", 0)) > memory:
+    then = {**vm.config, **vm.pending, **options} if vm is not None else options
+    memory = int(str(then.get("memory", 512)).removeprefix("current="))
+    if {"memory", "balloon"} & options.keys() and int(then.get("balloon", 0)) > memory:
         raise PveError("balloon value too large (must be smaller than assigned memory)")
 
 

@@ -184,6 +184,12 @@ class MachineConfig:
     cloud_init_slot: str | None = None
     seed_slot: str | None = None
     """Where a seed of Telar's is."""
+    sockets: int = 1
+    """Among which `cores`, all of its cores, are spread."""
+    balloon_mib: int = 0
+    """What the cluster may shrink its memory to; it cannot be more than the memory."""
+    protected: bool = False
+    """Whether the cluster refuses to remove it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +207,20 @@ class Power:
 
 
 SIZE_OPTIONS = frozenset({"cores", "sockets", "memory"})
+
+
+def sizing(now: MachineConfig, *, cores: int | None, memory_mib: int | None) -> dict[str, str | int]:
+    """The options that give a machine so many cores in all and so much memory, whatever it has of them now."""
+    options: dict[str, str | int] = {}
+    if cores is not None:
+        options["cores"] = cores
+        if now.sockets != 1:
+            options["sockets"] = 1
+    if memory_mib is not None:
+        options["memory"] = memory_mib
+        if now.balloon_mib > memory_mib:
+            options["balloon"] = memory_mib
+    return options
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,9 @@ class Cloning:
             if found.config.lock is not None:
                 await self._leave_behind(context, vm, found.node, f"locked: {found.config.lock}")
                 return
+            if found.config.protected:  # as its template is
+                options = {"protection": 0}
+                await cluster.configure(found.node, found.vmid, options, digest=found.config.digest)
             await self._machines.stop(context, found)
             await self._machines.destroy(context, found)
         except MachineMissing:

@@ -7,7 +7,7 @@ from libs.common.operations import Json, Operation, Saga, Step, StepContext
 from libs.common.operations import State as OperationState
 from libs.common.sealing import Sealer
 from libs.common.uow import UnitOfWork
-from services.vms.domain.cluster import Inventory
+from services.vms.domain.cluster import Inventory, sizing
 from services.vms.domain.network import card, ipconfig
 from services.vms.domain.placement import Demand, explain
 from services.vms.domain.states import State
@@ -140,11 +140,10 @@ class CreateVm:
         vm = await self._machines.record(context, kept=True)
         try:
             found = await self._found(context, vm)
-            options: dict[str, str | int] = {
-                "cores": vm.cores,
-                "memory": vm.memory_mib,
-                "tags": ";".join(sorted({self._tag, f"os-{vm.os_type}"} | (found.config.tags - {"template"}))),
-            }
+            options = sizing(found.config, cores=vm.cores, memory_mib=vm.memory_mib)
+            options["tags"] = ";".join(sorted({self._tag, f"os-{vm.os_type}"} | (found.config.tags - {"template"})))
+            if found.config.protected:
+                options["protection"] = 0  # it was its template's
             options |= self._first_start(vm, found)
             if vm.network is not None:
                 wanted = vm.network

@@ -7,7 +7,7 @@ from libs.common import quotas
 from libs.common.operations import Json, Operation, Saga, Step, StepContext
 from libs.common.operations import State as OperationState
 from libs.common.uow import UnitOfWork
-from services.vms.domain.cluster import SIZE_OPTIONS
+from services.vms.domain.cluster import SIZE_OPTIONS, sizing
 from services.vms.domain.states import State, hostname
 from services.vms.events import VmFailed, VmUpdated
 from services.vms.operations.machines import Machines, grow_disk, start_machine
@@ -49,13 +49,9 @@ class UpdateVm:
         """Set name, cores and memory. A running machine keeps its cores and memory until it is started again."""
         wanted = context.input["wanted"]
         found = await self._machines.find(await self._machines.record(context))
-        options: dict[str, str | int] = {}
+        options = sizing(found.config, cores=wanted.get("cores"), memory_mib=wanted.get("memory_mib"))
         if "name" in wanted:
             options["name"] = hostname(wanted["name"])
-        if "cores" in wanted:
-            options["cores"] = wanted["cores"]
-        if "memory_mib" in wanted:
-            options["memory"] = wanted["memory_mib"]
         if options:
             await found.cluster.configure(found.node, found.vmid, options, digest=found.config.digest)
             _applied(context).update({name: wanted[name] for name in wanted if name != "disk_gib"})

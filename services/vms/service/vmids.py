@@ -103,6 +103,8 @@ class Vmids:
         if config.lock is not None:
             _log.error("leftover_locked", vmid=lease.vmid, node=machine.node, lock=config.lock)
             return False
+        if config.protected:  # as its template was
+            await cluster.configure(machine.node, lease.vmid, {"protection": 0}, digest=config.digest)
         await _remove(cluster, machine.node, lease.vmid)
         _log.info("leftover_removed", vmid=lease.vmid, node=machine.node)
         return True

@@ -98,6 +98,11 @@ _BY_TEXT: tuple[tuple[re.Pattern[str], Maker], ...] = tuple(
         ),
         (r"no quorum", ProxmoxUnavailable, "The cluster has no quorum"),
         (
+            r"protection mode enabled",
+            ProxmoxRefused,
+            "The machine is protected on the cluster; an administrator has to take its protection off there first",
+        ),
+        (
             r"interrupted by signal|received interrupt|^unexpected status$|unable to get last line from task log",
             TaskInterrupted,
             "A task of the cluster ended before its work was done",

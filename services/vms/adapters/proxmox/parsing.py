@@ -142,9 +142,10 @@ def config(answer: object) -> MachineConfig:
         for slot, options in drives.items()
         if _DISK.fullmatch(slot) and "size" in options and options.get("media") != "cdrom"
     }
+    sockets = whole(item.get("sockets")) or 1
     return MachineConfig(
         name=str(item.get("name", "")),
-        cores=(whole(item.get("cores")) or 1) * (whole(item.get("sockets")) or 1),
+        cores=(whole(item.get("cores")) or 1) * sockets,
         memory_mib=whole(re.sub(r"^current=|,.*$", "", str(item.get("memory", "512")))),
         notes=str(item.get("description", "")),
         tags=words(item.get("tags")),
@@ -160,6 +161,9 @@ def config(answer: object) -> MachineConfig:
         card=str(item["net0"]) if item.get("net0") else None,
         cloud_init_slot=next((slot for slot in sorted(drives) if "cloudinit" in drives[slot].get("file", "")), None),
         seed_slot=next((slot for slot in sorted(drives) if SEED_FILE in drives[slot].get("file", "")), None),
+        sockets=sockets,
+        balloon_mib=whole(item.get("balloon")),
+        protected=whole(item.get("protection")) == 1,
     )
 
 
