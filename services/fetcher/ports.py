@@ -156,17 +156,18 @@ class AccountRepository(Protocol):
     """Owners' limits and the slots their unfinished jobs take."""
 
     async def reserve(self, owner_id: str, job_id: str) -> Usage:
-        """Take a slot for a job; a job that has one keeps it. Raises QuotaExceeded, Forbidden or Unavailable."""
+        """Take a slot for a job; one that has a slot takes it again. Raises QuotaExceeded, Forbidden or Unavailable."""
         ...
 
     async def begin_release(self, owner_id: str, job_id: str) -> Usage:
         """Stop counting the job's slot; nobody else gets it before `release`."""
         ...
 
-    async def release(self, job_id: str) -> None: ...
+    async def release(self, job_id: str, *, taken_at_ms: int | None = None) -> None:
+        """Free the job's slot after `begin_release`, or the one taken then; not if it was taken again meanwhile."""
 
     async def slots(self) -> list[tuple[str, int]]:
-        """The job and the age (Unix ms of its taking) of each slot, for the sweep."""
+        """The job of each slot and when it was taken (Unix ms), for the sweep."""
         ...
 
 

@@ -50,7 +50,8 @@ class MongoAccounts:
                 )
             if account["disabled"] or account["deleted"]:
                 raise Forbidden("The account is disabled")
-            if await self._slots.find_one({"job_id": job_id}) is None:
+            again = {"$set": {"ending": False, "taken_at_ms": self._store.now_ms()}}
+            if not (await self._slots.update_many({"job_id": job_id}, again)).matched_count:
                 await self._take(owner_id, job_id, int(account["limit"]))
             return await self._usage(owner_id)
 
@@ -81,9 +82,10 @@ class MongoAccounts:
             await self._slots.update_many({"job_id": job_id}, {"$set": {"ending": True}})
             return await self._usage(owner_id)
 
-    async def release(self, job_id: str) -> None:
+    async def release(self, job_id: str, *, taken_at_ms: int | None = None) -> None:
+        condition = {"ending": True} if taken_at_ms is None else {"taken_at_ms": taken_at_ms}
         with job_store_errors():
-            await self._slots.delete_many({"job_id": job_id})
+            await self._slots.delete_many({"job_id": job_id, **condition})
 
     async def slots(self) -> list[tuple[str, int]]:
         with job_store_errors():

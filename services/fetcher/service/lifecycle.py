@@ -43,16 +43,20 @@ class Lifecycle:
         return int(self._clock.now().timestamp() * 1000)
 
     async def create(self, job: Job) -> Job:
-        """Reserve a slot and write the job. Raises QuotaExceeded, Forbidden or Unavailable."""
+        """Reserve a slot and write the job. Raises QuotaExceeded, Forbidden or Unavailable.
+
+        Where the job store did not answer, the job may have been written: its slot stays until the sweep has looked.
+        """
         usage = await self._accounts.reserve(job.owner_id, job.id)
+        mark = before_commit.get()
         try:
-            mark = before_commit.get()
             if mark is not None:
                 await mark(cast("AsyncSession", None))  # the Mongo store of idempotency keys needs no session
-            await self._jobs.add(job, self._event(events.JobCreated, job, usage=usage))
         except BaseException:
+            await self._accounts.begin_release(job.owner_id, job.id)
             await self._accounts.release(job.id)
             raise
+        await self._jobs.add(job, self._event(events.JobCreated, job, usage=usage))
         return job
 
     async def start(self, job: Job) -> Job | None:
@@ -79,12 +83,15 @@ class Lifecycle:
         )
 
     async def reopen(self, job: Job, only: ItemFilter) -> Job | None:
-        """Run an ended job again for those of its failed items that match; it takes a slot again."""
+        """Run an ended job again for those of its failed items that match; it takes a slot again.
+
+        Of a lost race the slot stays: it is the winner's, or the sweep finds that nobody runs on it.
+        """
         self._check(job, JobState.RUNNING)
         usage = await self._accounts.reserve(job.owner_id, job.id)
         # Before the job runs: a running job without open items would be taken for done.
         await self._items.move(job.id, ItemState.FAILED, ItemState.PENDING, now_ms=self.now_ms(), only=only)
-        changed = await self._change(
+        return await self._change(
             job,
             JobState.RUNNING,
             events.JobStarted,
@@ -94,9 +101,6 @@ class Lifecycle:
             error=None,
             error_detail=None,
         )
-        if changed is None:
-            await self._accounts.release(job.id)
-        return changed
 
     async def end(
         self, job: Job, state: JobState, *, error: str | None = None, error_detail: str | None = None
@@ -132,7 +136,7 @@ class Lifecycle:
                 continue
             job = await self._jobs.get(job_id)
             if job is None or job.state in ENDED:
-                await self._accounts.release(job_id)
+                await self._accounts.release(job_id, taken_at_ms=taken_at_ms)
         await self._jobs.sweep()
 
     def _check(self, job: Job, state: JobState) -> None:

@@ -1,6 +1,7 @@
 """What the job store keeps for the fetcher as every service does: outbox, inbox, slots, idempotency keys."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -8,20 +9,24 @@ import pytest
 
 from libs.common.bus.local import LocalBus
 from libs.common.bus.protocol import DeadLetter
+from libs.common.clock import SystemClock
 from libs.common.errors import Forbidden, QuotaExceeded, Unavailable
 from libs.common.events import Event
 from libs.common.idempotency import AnswerLost, IdempotencyKeyReused, StillRunning, Stored
 from libs.common.inbox import DeadLetterNotFound
 from libs.common.outbox import Pending
 from services.fetcher.domain.jobs import JobState
+from services.fetcher.models import ItemFilter
 from services.fetcher.repository import (
     MongoAccounts,
     MongoIdempotencyStore,
     MongoInbox,
+    MongoItems,
     MongoJobs,
     MongoOutboxStore,
     MongoStore,
 )
+from services.fetcher.service.lifecycle import Lifecycle
 from tests.integration.fetcher.conftest import OWNER, account_event
 from tests.integration.fetcher.records import event, job
 
@@ -111,6 +116,32 @@ async def test_a_slot_is_free_again_after_its_release(store: MongoStore) -> None
         await accounts.reserve(OWNER, "job-2")
     await accounts.release("job-1")
     assert (await accounts.reserve(OWNER, "job-2")).used == {"fetch_jobs": 1}
+
+
+async def test_a_slot_taken_again_survives_the_end_and_the_sweep_of_its_first_use(store: MongoStore) -> None:
+    accounts = MongoAccounts(store)
+    await accounts.on_user_event(account_event(OWNER, fetch_jobs=1))
+    await accounts.reserve(OWNER, "job-1")
+    [(_, first_taken_at_ms)] = await accounts.slots()
+    await accounts.begin_release(OWNER, "job-1")
+    await asyncio.sleep(0.002)
+    assert (await accounts.reserve(OWNER, "job-1")).used == {"fetch_jobs": 1}
+    await accounts.release("job-1")
+    await accounts.release("job-1", taken_at_ms=first_taken_at_ms)
+    with pytest.raises(QuotaExceeded):
+        await accounts.reserve(OWNER, "job-2")
+
+
+async def test_of_two_who_retry_a_job_the_slower_one_leaves_the_faster_ones_slot(store: MongoStore) -> None:
+    jobs, accounts = MongoJobs(store), MongoAccounts(store)
+    lifecycle = Lifecycle(jobs, MongoItems(store), accounts, SystemClock(), source="/telar/fetcher")
+    await accounts.on_user_event(account_event(OWNER, fetch_jobs=1))
+    ended = replace(job(), owner_id=OWNER, state=JobState.COMPLETED)
+    await jobs.add(ended, event("job-001"))
+    assert await lifecycle.reopen(ended, ItemFilter()) is not None
+    assert await lifecycle.reopen(ended, ItemFilter()) is None
+    with pytest.raises(QuotaExceeded):
+        await accounts.reserve(OWNER, "job-002")
 
 
 async def test_unknown_and_disabled_accounts_get_no_slot_and_old_events_change_nothing(store: MongoStore) -> None:
