@@ -27,7 +27,11 @@ from services.auth.models import (
 
 _AUDIT_LOCK = 0x7E1A_0A0D
 _FIRST_START_LOCK = 0x7E1A_0A0E
+_NAMES_LOCK = 0x7E1A_0A0F
+_ADMINISTRATORS_LOCK = 0x7E1A_0A10
 _REVOCATION_LIFE = timedelta(hours=2)
+_SIGNING = timedelta(minutes=1)
+"""Longer than the gateway takes to sign a token after auth has said whose it is."""
 
 
 class AuthRepository:
@@ -91,17 +95,14 @@ class AuthRepository:
         return rows
 
     async def administrators(self) -> int:
-        """How many administrators can log in; their rows stay locked, so that two cannot go at once.
+        """How many administrators can log in; who asks next waits for the commit, so that two cannot go at once.
 
-        Asked for before any single user is locked, and always in the same order: two changes never block each other.
+        Asked for before any user is locked. Locks on the administrators' rows would not do: a row whose holder has just
+        gone stays locked out of its turn.
         """
-        query = (
-            select(User.id)
-            .where(User.role == "ADMIN", col(User.disabled).is_(False))
-            .order_by(col(User.id))
-            .with_for_update()
-        )
-        return len((await self._session.exec(query)).all())
+        await self._session.exec(select(func.pg_advisory_xact_lock(_ADMINISTRATORS_LOCK)))
+        query = select(func.count()).where(col(User.role) == "ADMIN", col(User.disabled).is_(False))
+        return (await self._session.exec(query)).one()
 
     async def delete_user(self, user: User) -> None:
         await self._session.delete(user)
