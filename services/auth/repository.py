@@ -65,6 +65,10 @@ class AuthRepository:
         query = select(User).order_by(col(User.id)).limit(limit)
         return (await self._session.exec(query if after is None else query.where(col(User.id) > after))).all()
 
+    async def alone_among_names(self) -> None:
+        """Keep others from taking a name until the commit: no constraint tells a username from another's e-mail."""
+        await self._session.exec(select(func.pg_advisory_xact_lock(_NAMES_LOCK)))
+
     async def is_anybody(self, userid: str) -> bool:
         """Whether it is an external id, a username as it is written, or an id."""
         named = [col(User.external_id) == userid, col(User.username) == userid]

@@ -280,7 +280,10 @@ async def _existing(repository: AuthRepository, user_id: UUID, *, lock: bool = F
 
 async def _refuse_taken(repository: AuthRepository, names: Iterable[str], user_id: UUID) -> None:
     """Raise UserExists if another user logs in by one of the names: a username must not be somebody's e-mail either."""
-    for name in names:
+    wanted = list(names)
+    if wanted:
+        await repository.alone_among_names()
+    for name in wanted:
         other = await repository.user_by_name(name)
         if other is not None and other.id != user_id:
             raise UserExists(f"{name!r} is taken; choose another")

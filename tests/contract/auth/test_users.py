@@ -104,6 +104,18 @@ async def test_equal_registrations_at_once_make_one_user(service: Service) -> No
     assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
 
 
+async def test_a_username_and_an_email_that_are_alike_are_not_given_to_two_users_at_once(service: Service) -> None:
+    names = [f"taken-{number}@example.org" for number in range(8)]
+    asked = [
+        {"email": email, "username": username, "password": PASSWORD}
+        for name in names
+        for email, username in ((name, f"of {name}"), (f"of-{name}", name))
+    ]
+    await asyncio.gather(*(service.http.post("/api/v1/users/", json=one, headers=service.admin) for one in asked))
+    both = "SELECT count(*) FROM users WHERE username_key = %s OR email_key = %s"
+    assert [service.rows(both, name, name)[0][0] for name in names] == [1] * len(names)
+
+
 async def test_registration_is_closed_unless_it_is_opened(service: Service) -> None:
     body = {"email": "walkin@example.org", "username": "walkin", "password": PASSWORD}
     person = await service.person()
