@@ -128,12 +128,15 @@ class AuthRepository:
         """The token's row, locked: of two uses at once the second sees the first."""
         return await self._session.get(RefreshToken, digest, with_for_update=True)
 
-    async def revoke_sessions(self, user_id: UUID, at: datetime) -> None:
-        await self._session.exec(
+    async def revoke_sessions(self, user_id: UUID, at: datetime) -> Sequence[UUID]:
+        """End a user's sessions; gives those for which a token may be being signed at this moment."""
+        ended = await self._session.exec(
             update(Session)
             .where(col(Session.user_id) == user_id, col(Session.revoked_at).is_(None))
             .values(revoked_at=at)
+            .returning(col(Session.id), col(Session.last_used_at))
         )
+        return [session_id for session_id, last_used_at in ended if last_used_at > at - _SIGNING]
 
     async def delete_dead_sessions(self, before: datetime) -> None:
         await self._session.exec(delete(Session).where(col(Session.expires_at) < before))

@@ -63,9 +63,11 @@ class Sessions:
         if user.disabled:
             raise AccountDisabled("An administrator has disabled this account")
         async with self._uow() as uow:
-            grant = await self._open(uow, user.id, account_key, address, user_agent, upgraded)
-            await uow.commit()
-        return grant
+            grant = await self._open(uow, user, account_key, address, user_agent, upgraded)
+            if grant is not None:
+                await uow.commit()
+                return grant
+        return await self.login(username, password, address=address, user_agent=user_agent)
 
     async def refresh(self, token: str, *, address: str) -> SessionGrant:
         """Give the next refresh token. A token used before ends the whole session: somebody else holds a copy."""
@@ -144,13 +146,16 @@ class Sessions:
             await uow.commit()
 
     async def _open(
-        self, uow: UnitOfWork, user_id: UUID, account_key: str, address: str, user_agent: str, upgraded: str | None
-    ) -> SessionGrant:
+        self, uow: UnitOfWork, checked: User, account_key: str, address: str, user_agent: str, upgraded: str | None
+    ) -> SessionGrant | None:
+        """Open a session; None if the password is no longer the one that was checked."""
         repository = AuthRepository(uow.session)
-        now = uow.clock.now()
-        user = await repository.user(user_id, lock=True)
+        user = await repository.user(checked.id, lock=True)
         if user is None or user.disabled:
             raise BadCredentials("The name or the password is wrong")
+        if user.password_hash != checked.password_hash:
+            return None
+        now = uow.clock.now()
         if upgraded is not None:
             user.password_hash = upgraded
         session = Session(

@@ -168,18 +168,21 @@ class Users:
     async def change_password(self, caller: Principal, current: SecretStr, new: SecretStr, address: str) -> None:
         """Change one's own password; every session and access token ends, keys go on."""
         check_new_password(new.get_secret_value())
-        user = await self.get(UUID(caller.user_id))
-        right, _ = await self._passwords.verify(current.get_secret_value(), user.password_hash)
-        if not right:
-            raise BadCredentials("The current password is wrong")
-        digest = await self._passwords.hash(new.get_secret_value())
-        async with self._uow() as uow:
-            repository = AuthRepository(uow.session)
-            user = await _existing(repository, user.id, lock=True)
-            user.password_hash = digest
-            await record(uow, Actor.of(caller, address), "user.password_changed", str(user.id))
-            await self._announce(uow, user, {"password"})
-            await uow.commit()
+        while True:
+            checked = await self.get(UUID(caller.user_id))
+            right, _ = await self._passwords.verify(current.get_secret_value(), checked.password_hash)
+            if not right:
+                raise BadCredentials("The current password is wrong")
+            digest = await self._passwords.hash(new.get_secret_value())
+            async with self._uow() as uow:
+                user = await _existing(AuthRepository(uow.session), checked.id, lock=True)
+                if user.password_hash != checked.password_hash:
+                    continue  # it was changed meanwhile
+                user.password_hash = digest
+                await self._announce(uow, user, {"password"})
+                await record(uow, Actor.of(caller, address), "user.password_changed", str(user.id))
+                await uow.commit()
+                return
 
     async def delete(self, user_id: UUID, if_match: str | None, actor: Actor) -> None:
         """Delete a user who owns nothing; raises UserOwnsResources with the list otherwise."""
@@ -195,15 +198,14 @@ class Users:
             if user.role == Role.ADMIN and not user.disabled and administrators == 1:
                 raise LastAdministrator("Make another administrator first")
             now = _touch(uow, user)
-            await repository.revoke("user", str(user.id), now)
             uow.add_event(
-                events.UserDeleted(**_state(user), revokes=(_revoke_user(user, now),)),
+                events.UserDeleted(**_state(user), revokes=await _end_tokens(uow, user, now)),
                 subject=str(user.id),
                 owner=str(user.id),
                 sequence=user.version,
             )
-            await record(uow, actor, "user.deleted", str(user.id), username=user.username)
             await repository.delete_user(user)
+            await record(uow, actor, "user.deleted", str(user.id), username=user.username)
             await uow.commit()
 
     async def usage(self, user_id: UUID) -> tuple[User, dict[str, int], Sequence[Any]]:
@@ -258,10 +260,7 @@ class Users:
         now = _touch(uow, user)
         revokes: tuple[events.Revoke, ...] = ()
         if changed & {"role", "disabled", "password"}:
-            repository = AuthRepository(uow.session)
-            await repository.revoke("user", str(user.id), now)
-            await repository.revoke_sessions(user.id, now)
-            revokes = (_revoke_user(user, now),)
+            revokes = await _end_tokens(uow, user, now)
         kind: type[events.UserState] = events.UserUpdated
         if "disabled" in changed and user.disabled:
             kind = events.UserDisabled
@@ -303,8 +302,14 @@ def _touch(uow: UnitOfWork, user: User) -> datetime:
     return now
 
 
-def _revoke_user(user: User, at: datetime) -> events.Revoke:
-    return events.Revoke(scope="user", id=str(user.id), revoked_at=at.timestamp())
+async def _end_tokens(uow: UnitOfWork, user: User, at: datetime) -> tuple[events.Revoke, ...]:
+    """Refuse what the user was issued until now, and for good each session whose next token may be signed only now."""
+    repository = AuthRepository(uow.session)
+    ended = [("user", str(user.id))]
+    ended += [("session", str(session_id)) for session_id in await repository.revoke_sessions(user.id, at)]
+    for scope, subject_id in ended:
+        await repository.revoke(scope, subject_id, at)
+    return tuple(events.Revoke(scope=scope, id=subject_id, revoked_at=at.timestamp()) for scope, subject_id in ended)
 
 
 def _state(user: User) -> dict[str, Any]:
