@@ -76,8 +76,8 @@ class ApiKeys:
             if key is None or not caller.may_see(str(key.user_id)):
                 raise ApiKeyNotFound(f"There is no API key {key_id}")
             await _revoke(uow, key)
-            await record(uow, Actor.of(caller, address), "api_key.deleted", str(key.id), name=key.name)
             await repository.delete_api_key(key)
+            await record(uow, Actor.of(caller, address), "api_key.deleted", str(key.id), name=key.name)
             await uow.commit()
 
     async def seed(self, user_id: UUID, text: str) -> None:

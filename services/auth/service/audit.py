@@ -34,7 +34,10 @@ SYSTEM = Actor(None, "telar", "-")
 
 
 async def record(uow: UnitOfWork, actor: Actor, action: str, target: str, **detail: Any) -> None:
-    """Append an entry in the caller's transaction; `action` is `<noun>.<past verb>`, details hold no secrets."""
+    """Append an entry in the caller's transaction; `action` is `<noun>.<past verb>`, details hold no secrets.
+
+    Call it last: from here to the commit all other changes wait, so that it must not wait for any of their rows.
+    """
     repository = AuthRepository(uow.session)
     await repository.flush()
     last, previous = await repository.audit_head()

@@ -185,6 +185,7 @@ class Sessions:
             repository = AuthRepository(uow.session)
             now = uow.clock.now()
             window = timedelta(seconds=settings.failure_window_s)
+            locked: list[tuple[str, int]] = []
             for key, allowed in ((account_key, settings.account_failures), (network_key, settings.network_failures)):
                 failures = await repository.count_failure(key, now, window)
                 until = lock_until(
@@ -194,9 +195,12 @@ class Sessions:
                     continue
                 await repository.lock_failures(key, until)
                 if failures == allowed:
-                    network = network_of(address)
-                    await record(uow, SYSTEM, "login.locked", key, failures=failures)
-                    uow.add_event(events.LoginLocked(network=network, failures=failures), subject=key_digest(key))
+                    locked.append((key, failures))
+            for key, failures in locked:
+                uow.add_event(
+                    events.LoginLocked(network=network_of(address), failures=failures), subject=key_digest(key)
+                )
+                await record(uow, SYSTEM, "login.locked", key, failures=failures)
             await uow.commit()
 
     async def _revoke(self, uow: UnitOfWork, session: Session, actor: Actor, action: str) -> None:

@@ -156,8 +156,8 @@ class Users:
                 raise LastAdministrator("Make another administrator first")
             changed = await self._apply(uow, user, changes)
             if changed:
-                await record(uow, actor, "user.updated", str(user.id), changed=sorted(changed))
                 await self._announce(uow, user, changed)
+                await record(uow, actor, "user.updated", str(user.id), changed=sorted(changed))
             await uow.commit()
         return user
 

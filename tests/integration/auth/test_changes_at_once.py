@@ -10,6 +10,7 @@ import bcrypt
 import psycopg
 import pytest
 
+from services.auth.repository import _AUDIT_LOCK
 from tests.contract.auth.harness import PASSWORD, Service, running
 
 Eventually = Callable[..., Awaitable[None]]
@@ -78,3 +79,29 @@ async def test_a_session_refreshed_while_its_user_goes_is_revoked_by_its_id(
     await eventually(lambda: [one for one in service.heard if one.data.get("revokes")])
     told = {(one["scope"], one["id"]) for heard in service.heard for one in heard.data.get("revokes") or ()}
     assert told == revoked
+
+
+@pytest.mark.parametrize(("method", "body"), [("PATCH", {"disabled": True}), ("DELETE", None)])
+async def test_whoever_changes_a_user_waits_for_its_sessions_without_the_audit_logs_lock(
+    service: Service, eventually: Eventually, method: str, body: Any
+) -> None:
+    person = await service.person()
+    grant = await service.session(person)
+    async with holding(service, "SELECT 1 FROM sessions WHERE id = %s FOR UPDATE", grant["session_id"]) as logout:
+        change = asyncio.create_task(
+            service.http.request(method, f"/api/v1/users/{person.id}", json=body, headers=service.admin)
+        )
+        await eventually(lambda: service.rows(_WAITING))
+        await logout.execute("SELECT pg_advisory_xact_lock(%s)", (_AUDIT_LOCK,))  # a deadlock would end one of the two
+    assert (await change).is_success
+
+
+async def test_a_failed_login_waits_for_its_networks_count_without_the_audit_logs_lock(
+    service: Service, eventually: Eventually
+) -> None:
+    count = "INSERT INTO login_failures VALUES ('network:198.51.100.0/24', 0, now() + interval '1 hour')"
+    async with holding(service, count) as other:
+        login = asyncio.create_task(service.login("nobody", "wrong"))
+        await eventually(lambda: service.rows(_WAITING))
+        await other.execute("SELECT pg_advisory_xact_lock(%s)", (_AUDIT_LOCK,))
+    assert (await login).status_code == 401
