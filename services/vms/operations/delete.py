@@ -11,6 +11,7 @@ from libs.common.uow import UnitOfWork
 from services.vms.domain.states import State
 from services.vms.errors import MachineMissing, MachineNotOurs, VmNotFound
 from services.vms.events import VmDeleted, VmFailed
+from services.vms.models import Vm
 from services.vms.operations.machines import Machines
 from services.vms.operations.seeding import Seeding
 from services.vms.repository import FOREIGN, VmidRepository, VmRepository
@@ -95,6 +96,9 @@ class DeleteVm:
         vm = await machines.get(UUID(operation.resource_id), for_update=True)
         if vm is None:
             return
+        if operation.state is OperationState.CANCELLED:
+            await _keep(uow, vm, operation)
+            return
         if operation.state is not OperationState.SUCCEEDED:
             enter(uow, vm, State.ERROR, reason=str((operation.error or {}).get("detail", operation.message)))
             tell(uow, VmFailed, vm)
@@ -110,3 +114,14 @@ class DeleteVm:
         touch(uow, vm)
         await machines.remove(vm)
         tell(uow, VmDeleted, vm, usage)
+
+
+async def _keep(uow: UnitOfWork, vm: Vm, operation: Operation) -> None:
+    """The machine stays: as it was, or as its creation, if that ended meanwhile, has left it."""
+    if State(vm.state) is not State.DELETING:
+        return
+    was, reason = State(operation.input.get("was", State.ERROR)), operation.input.get("reason")
+    if was is State.CREATING and await VmRepository(uow.session).unfinished(vm.id) is None:
+        # Whether it runs, the cluster's list tells soon.
+        was, reason = (State.ERROR, vm.reason) if vm.vmid is None else (State.STOPPED, None)
+    enter(uow, vm, was, reason=reason)

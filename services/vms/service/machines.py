@@ -199,7 +199,8 @@ class Vms:
         async with self._uow() as uow:
             vm = await changeable(uow, principal, reference, if_match, busy=True)
             require_deletable(State(vm.state))
+            was = {"was": vm.state, "reason": vm.reason}
             enter(uow, vm, State.DELETING)
-            operation = await begin(uow, "vm.delete", vm, {})
+            operation = await begin(uow, "vm.delete", vm, was)
             await uow.commit()
         return vm, operation

@@ -1,4 +1,7 @@
+import contextlib
 from collections.abc import Awaitable, Callable
+
+import pytest
 
 from tests.contract.vms.harness import Service
 
@@ -211,6 +214,54 @@ async def test_one_operation_at_a_time_works_on_a_machine(service: Service) -> N
     assert (await service.ended(deleting.json()["id"], user))["state"] == "succeeded"
     assert (await service.call("GET", url, user)).status_code == 404
     assert service.used(user) == {}
+
+
+async def test_a_deletion_that_is_cancelled_before_it_begins_leaves_the_machine_as_it_is(service: Service) -> None:
+    user = await service.new_user()
+
+    async def cancelled(url: str) -> None:
+        deleting = (await service.call("DELETE", url, user)).json()
+        assert deleting["vm"]["state"] == "deleting"
+        ended = await service.call("DELETE", f"/api/v1/operations/{deleting['id']}", user)
+        assert ended.json()["state"] == "cancelled", ended.text
+
+    async with service.fault("slow_task", task_type="qmclone", factor=100):
+        begun = await service.begin(user)
+        url = f"/api/v1/vms/{begun['vm']['id']}"
+        await cancelled(url)
+        assert (await service.shown(begun["vm"]["id"], user))["state"] == "creating"
+        assert (await service.ended(begun["id"], user))["state"] == "succeeded"
+    assert (await service.shown(begun["vm"]["id"], user))["state"] == "running"
+    async with service.fault("slow_task", task_type="qmreboot", factor=20):
+        rebooting = (await service.call("POST", f"{url}/reboot", user)).json()
+        await cancelled(url)
+        assert (await service.shown(begun["vm"]["id"], user))["state"] == "running"
+        assert (await service.ended(rebooting["id"], user))["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(("fault", "left"), [(None, "running"), ("QEMU exited with code 1", "error")])
+async def test_a_deletion_that_is_cancelled_after_the_creations_end_leaves_what_was_made(
+    service: Service, eventually: Eventually, fault: str | None, left: str
+) -> None:
+    user = await service.new_user()
+    async with contextlib.AsyncExitStack() as faults:
+        await faults.enter_async_context(service.fault("slow_task", task_type="qmclone", factor=50, count=1))
+        if fault is not None:
+            await faults.enter_async_context(service.fault("task_failure", task_type="qmstart", message=fault))
+        begun = await service.begin(user)
+        url = f"/api/v1/vms/{begun['vm']['id']}"
+        deleting = (await service.call("DELETE", url, user)).json()["id"]
+        await service.change("UPDATE operations SET run_at = now() + interval '1 hour' WHERE id = %s", deleting)
+        await service.ended(begun["id"], user)
+    assert (await service.shown(begun["vm"]["id"], user))["state"] == "deleting"
+    ended = await service.call("DELETE", f"/api/v1/operations/{deleting}", user)
+    assert ended.json()["state"] == "cancelled", ended.text
+
+    async def seen() -> bool:
+        return str((await service.shown(begun["vm"]["id"], user))["state"]) == left
+
+    await eventually(seen)
+    await service.done("DELETE", url, user)
 
 
 async def test_a_cancelled_creation_leaves_nothing(service: Service, eventually: Eventually) -> None:
