@@ -15,6 +15,7 @@ _UPID = re.compile(
     r"UPID:(?P<node>[A-Za-z0-9-]+):[0-9A-Fa-f]{8}:[0-9A-Fa-f]{8,9}:(?P<start>[0-9A-Fa-f]{8})"
     r":(?P<type>[^:/\s]+):(?P<id>[^:/\s]*):[^:/\s]+:"
 )
+_GIB = 1024**3
 _MARK = "telar-vm "
 SEED_FILE = "iso/telar-seed-"
 """How volumes of seeds begin, after their storage."""
@@ -190,6 +191,12 @@ class MachineConfig:
     """What the cluster may shrink its memory to; it cannot be more than the memory."""
     protected: bool = False
     """Whether the cluster refuses to remove it."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What it has in a record's words."""
+        disk = self.disks.get(self.boot_disk or "", 0)
+        return {"cores": self.cores, "memory_mib": self.memory_mib, "disk_gib": max(1, -(-disk // _GIB))}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from services.vms.service.records import enter, sizes, tell, touch
 from services.vms.service.snapshots import DELETE, ROLL_BACK, TAKE
 
 _TRIES = 30
-_GIB = 1024**3
 _LONG_S = 3600.0
 
 
@@ -76,15 +75,20 @@ class SnapshotWork:
         return {}
 
     async def roll_back(self, context: StepContext) -> Json:
-        found = await self._found(context)
-        name = context.input["name"]
+        """Go back, and see what the machine has then, which counts however the rest ends."""
+        vm, name = await self._machines.record(context), context.input["name"]
+        if not context.checkpoint.get("back"):  # else it may be back already, in a time without its mark
+            await context.save(node=(await self._machines.find(vm)).node)
+        cluster, node, vmid = self._machines.fleet.get(vm.cluster), str(context.checkpoint["node"]), vm.vmid or 0
 
         async def begin() -> str:
-            return await found.cluster.snapshots.roll_back(found.node, found.vmid, name)
+            return await cluster.snapshots.roll_back(node, vmid, name)
 
-        recall = self._machines.recall(found, "qmrollback")
-        await self._machines.task(context, found.cluster, "back", begin, recall)
-        return {"node": found.node, "vmid": found.vmid}
+        async def recall(since: float) -> str | None:
+            return await self._machines.look_up(cluster, node, vmid, "qmrollback", since)
+
+        await self._machines.task(context, cluster, "back", begin, recall)
+        return {"node": node, "vmid": vmid, "has": (await cluster.config(node, vmid)).sizes}
 
     async def claim(self, context: StepContext) -> Json:
         """Say again that the machine is Telar's: what came back may be from before Telar knew it, or its name."""
@@ -110,19 +114,10 @@ class SnapshotWork:
         return {}
 
     async def look(self, context: StepContext) -> Json:
-        """See what the machine has and does now."""
+        """See what the machine does now."""
         found = await self._found(context)
         power = await found.cluster.power(found.node, found.vmid)
-        disk = found.config.disks.get(found.config.boot_disk or "", 0)
-        return {
-            "status": power.status,
-            "node": found.node,
-            "has": {
-                "cores": found.config.cores,
-                "memory_mib": found.config.memory_mib,
-                "disk_gib": -(-disk // _GIB),
-            },
-        }
+        return {"status": power.status, "node": found.node}
 
     async def delete(self, context: StepContext) -> Json:
         """Delete it; one that is gone is as good."""
@@ -148,9 +143,10 @@ class SnapshotWork:
             return
         results = {step.name: step.result or {} for step in operation.steps}
         seen: dict[str, Any] = results["look"]
-        for key, value in seen.get("has", {}).items():
-            if value:
-                setattr(vm, key, value)
+        has: dict[str, int] = results["roll_back"].get("has", {})
+        for key, value in has.items():
+            setattr(vm, key, value)
+        vm.restart_needed = vm.restart_needed and not has
         now = sizes(vm)
         usage = await quotas.release(
             uow.session, vm.owner_id, {name: vm.reserved.get(name, 0) - count for name, count in now.items()}
@@ -162,7 +158,7 @@ class SnapshotWork:
             vm.reason = str((operation.error or {}).get("detail", operation.message))
             tell(uow, VmFailed, vm, usage)
             return
-        vm.reason, vm.restart_needed = None, False
+        vm.reason = None
         tell(uow, VmUpdated, vm, usage)
         state = seen_as(seen["status"])
         if state is not None and State(vm.state).settled:

@@ -1,6 +1,5 @@
 """What an administrator does about a difference: believe the cluster, believe the record, or give one of them up."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -30,7 +29,6 @@ from services.vms.service.fleet import Fleet
 from services.vms.service.locating import locate
 from services.vms.service.records import sizes, tell, touch
 
-_GIB = 1024**3
 ADOPT = "vm.adopt"
 DRIFT_SORT = "first_seen_at"
 _SIZES = ("cores", "memory_mib", "disk_gib")
@@ -177,7 +175,7 @@ class Drifts:
         waits = now_has is not None and now_has != (found.config.cores, found.config.memory_mib)
         async with self._uow() as uow:
             vm = await self._recorded(uow, admin, drift)
-            for key, value in _sizes_of(found.config).items():
+            for key, value in found.config.sizes.items():
                 setattr(vm, key, value)
             if hostname(vm.name) != found.config.name:
                 vm.name = found.config.name
@@ -196,7 +194,7 @@ class Drifts:
         async with self._uow() as uow:
             vm = await self._recorded(uow, admin, drift)
         found = await locate(self._fleet, vm)
-        if _sizes_of(found.config)["disk_gib"] > vm.disk_gib:
+        if found.config.sizes["disk_gib"] > vm.disk_gib:
             raise DriftUnresolvable("A disk cannot shrink to what the record says; adopt the larger one")
         await self._tagged(found.cluster, found.node, found.vmid, found.config)
         async with self._uow() as uow:
@@ -238,13 +236,8 @@ class Drifts:
         uow.add_event(told, subject=str(drift.id))
 
 
-def _sizes_of(config: MachineConfig) -> dict[str, int]:
-    disk = config.disks.get(config.boot_disk or "", 0)
-    return {"cores": config.cores, "memory_mib": config.memory_mib, "disk_gib": max(1, math.ceil(disk / _GIB))}
-
-
 def _record_of(vm_id: UUID, owner_id: str, drift: Drift, node: str, config: MachineConfig, uow: UnitOfWork) -> Vm:
-    now, has = uow.clock.now(), _sizes_of(config)
+    now, has = uow.clock.now(), config.sizes
     os_types = sorted(tag[3:] for tag in config.tags if tag.startswith("os-"))
     return Vm(
         id=vm_id,

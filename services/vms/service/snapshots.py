@@ -77,11 +77,10 @@ class Snapshots:
         vm, found = await self._seen(principal, reference)
         (await found.cluster.snapshots.tree(found.node, found.vmid)).require(safe_snapshot(name))
         then = await found.cluster.snapshots.config(found.node, found.vmid, name)
-        had = {"cores": then.cores, "memory_mib": then.memory_mib}
         async with self._uow() as uow:
             vm = await changeable(uow, principal, vm.id)
             require_changeable(State(vm.state), "a rollback")
-            more = {key: count - getattr(vm, key) for key, count in had.items() if count > getattr(vm, key)}
+            more = {key: count - getattr(vm, key) for key, count in then.sizes.items() if count > getattr(vm, key)}
             if more:
                 await quotas.reserve(uow.session, vm.owner_id, more)
                 vm.reserved = {key: vm.reserved.get(key, 0) + more.get(key, 0) for key in sizes(vm)}

@@ -1,4 +1,7 @@
+import contextlib
 from typing import Any
+
+import pytest
 
 from libs.pvesim.qemu.disks import owned_volume
 from tests.contract.vms.harness import PLENTY, Service
@@ -168,13 +171,47 @@ async def test_going_back_needs_the_quota_of_what_the_machine_was(service: Servi
     assert service.used(user)["cores"] == 3
 
 
-async def test_a_machine_stays_telars_when_it_goes_back_to_before_it_was(service: Service) -> None:
+async def test_going_back_to_a_larger_disk_needs_the_quota_of_it(service: Service) -> None:
+    user = await service.new_user(**PLENTY | {"disk_gib": 20})
+    vm = await service.vm(user, disk_gib=4, start=False)
+    path = f"/api/v1/vms/{vm['id']}"
+    await take(service, vm, user, "small")
+    await service.done("PATCH", path, user, json={"disk_gib": 16})
+    await take(service, vm, user, "large")
+    await service.done("POST", f"{path}/snapshots/small/rollback", user)
+    assert service.used(user)["disk_gib"] == 4
+    other = await service.vm(user, disk_gib=8, start=False)
+    await refused(service, user, f"{path}/snapshots/large/rollback", "quota-exceeded")
+    await service.done("DELETE", f"/api/v1/vms/{other['id']}", user)
+    await service.done("POST", f"{path}/snapshots/large/rollback", user)
+    assert service.used(user)["disk_gib"] == 16
+
+
+async def test_what_came_back_counts_also_if_the_machine_does_not_start_again(service: Service) -> None:
+    user = await service.new_user()
+    vm = await service.vm(user, cores=4)
+    path = f"/api/v1/vms/{vm['id']}"
+    await take(service, vm, user, "big")
+    await service.done("PATCH", path, user, json={"cores": 1, "restart": True})
+    async with service.fault("task_failure", task_type="qmstart", message="start failed: QEMU exited with code 1"):
+        begun = await service.call("POST", f"{path}/snapshots/big/rollback", user)
+        assert (await service.ended(begun.json()["id"], user))["state"] == "failed"
+    assert (service.machine(vm).cpus, service.used(user)["cores"]) == (4, 4)
+    assert (await service.shown(vm["id"], user))["cores"] == 4
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_machine_stays_telars_when_it_goes_back_to_before_it_was(service: Service, lost: bool) -> None:
     user = await service.new_user()
     vm = await service.vm(user, start=False)
     await take(service, vm, user, "before")
     machine = service.machine(vm)
     machine.snapshots["before"]["config"]["description"] = "a note of old"
-    await service.done("POST", f"/api/v1/vms/{vm['id']}/snapshots/before/rollback", user)
+    async with contextlib.AsyncExitStack() as faults:
+        if lost:
+            cut_off = service.fault("gateway_timeout", method="POST", path="rollback", count=1, applied=True)
+            await faults.enter_async_context(cut_off)
+        await service.done("POST", f"/api/v1/vms/{vm['id']}/snapshots/before/rollback", user)
     assert machine.config["description"].splitlines()[0] == "a note of old"
     await service.done("DELETE", f"/api/v1/vms/{vm['id']}", user)
 
