@@ -135,7 +135,7 @@ async def _apply(
         raise Invalid("Change the size and the status one after the other")
     if action is Action.START and vm.state == State.PAUSED:
         action = Action.RESUME
-    _, operation = await vms.act(user, reference, action)
+    _, operation = await vms.act(user, reference, action, if_match=if_match)
     return operation
 
 

@@ -180,13 +180,17 @@ class Vms:
             await uow.commit()
         return vm, operation
 
-    async def act(self, principal: Principal, reference: Reference, action: Action) -> tuple[Vm, Operation]:
-        """Begin a power action; raises VmBusy or VmState, and QuotaExceeded if its owner may not start so much more.
+    async def act(
+        self, principal: Principal, reference: Reference, action: Action, *, if_match: str | None = None
+    ) -> tuple[Vm, Operation]:
+        """Begin a power action; raises VmBusy, VmState or PreconditionFailed.
+
+        Raises QuotaExceeded if its owner may not start so much more.
 
         A machine counts in the quotas whether it runs or not; a limit that was lowered since keeps it from starting.
         """
         async with self._uow() as uow:
-            vm = await changeable(uow, principal, reference, None)
+            vm = await changeable(uow, principal, reference, if_match)
             require_actionable(State(vm.state), action)
             if AFTER[action] is State.RUNNING:
                 await quotas.require_within(uow.session, vm.owner_id, sizes(vm))
