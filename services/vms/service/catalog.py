@@ -7,7 +7,7 @@ from functools import partial
 
 from libs.common.batches import SharedLook
 from libs.common.uow import UnitOfWorkFactory
-from services.vms.domain.cluster import Template, choose_templates
+from services.vms.domain.cluster import Inventory, Template, choose_templates
 from services.vms.domain.placement import Candidate, Demand, Policy, Verdict, explain, rank
 from services.vms.domain.templates import TemplateStatus
 from services.vms.errors import DiskTooSmall, NoNodeFits, ProxmoxFailure, ProxmoxUnavailable, TemplateNotFound
@@ -60,14 +60,14 @@ class Catalog:
     # Templates
 
     async def templates(self, *, max_age_s: float = _TEMPLATE_AGE_S) -> list[tuple[str, Template]]:
-        """Every template with its cluster's name; raises ProxmoxUnavailable if no cluster answers."""
+        """Every template with its cluster's name; raises what a cluster says if none tells of any."""
         self._fleet.require_any()
         found: list[tuple[str, Template]] = []
-        away: ProxmoxUnavailable | None = None
+        away: ProxmoxFailure | None = None
         for cluster in self._fleet:
             try:
                 found += [(cluster.name, template) for template in await _templates(cluster, max_age_s)]
-            except ProxmoxUnavailable as error:
+            except ProxmoxFailure as error:
                 away = error
         if away is not None and not found:
             raise away
@@ -116,11 +116,19 @@ class Catalog:
     # Nodes and placement
 
     async def nodes(self) -> list[tuple[str, Candidate]]:
-        """Every node of every cluster with what is promised on it."""
+        """Every node of every cluster that answers, with what is promised on it; raises what it says if none does."""
+        seen: list[tuple[Cluster, Inventory]] = []
+        away: ProxmoxFailure | None = None
+        for cluster in self._fleet:
+            try:
+                seen.append((cluster, await cluster.inventory(max_age_s=_ANEW_S)))
+            except ProxmoxFailure as error:
+                away = error
+        if away is not None and not seen:
+            raise away
         found: list[tuple[str, Candidate]] = []
         async with self._uow.looking() as session:
-            for cluster in self._fleet:
-                known = await cluster.inventory(max_age_s=_ANEW_S)
+            for cluster, known in seen:
                 told = await tally(session, cluster.name)
                 found += [(cluster.name, one) for one in candidates(cluster, known, told, copies=())]
         return found

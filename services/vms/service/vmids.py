@@ -75,21 +75,27 @@ class Vmids:
     async def sweep(self) -> None:
         """Remove what was left behind, and free VMIDs that nothing has any more; one replica does it at a time."""
         for cluster in self._fleet:
-            async with self._uow() as uow:
-                leases = await VmidRepository(uow.session).not_held(cluster.name)
-                now = uow.clock.now()
-            if not leases:
+            try:
+                await self._sweep(cluster)
+            except TelarError as error:
+                _log.warning("leftovers_not_swept", cluster=cluster.name, error=error.slug)
+
+    async def _sweep(self, cluster: Cluster) -> None:
+        async with self._uow() as uow:
+            leases = await VmidRepository(uow.session).not_held(cluster.name)
+            now = uow.clock.now()
+        if not leases:
+            return
+        known = await cluster.inventory(max_age_s=0)
+        for lease in leases:
+            age_s = (now - lease.since).total_seconds()
+            try:
+                gone = await self._gone(cluster, known, lease)
+            except TelarError as error:
+                _log.warning("leftover_stays", vmid=lease.vmid, node=lease.node, error=error.slug)
                 continue
-            known = await cluster.inventory(max_age_s=0)
-            for lease in leases:
-                age_s = (now - lease.since).total_seconds()
-                try:
-                    gone = await self._gone(cluster, known, lease)
-                except TelarError as error:
-                    _log.warning("leftover_stays", vmid=lease.vmid, node=lease.node, error=error.slug)
-                    continue
-                if gone and age_s > 2 * self._settle_s:
-                    await self._free(lease)
+            if gone and age_s > 2 * self._settle_s:
+                await self._free(lease)
 
     async def _gone(self, cluster: Cluster, known: Inventory, lease: VmidLease) -> bool:
         """Whether nothing has the VMID; a machine with the mark of the lease's own is removed first."""

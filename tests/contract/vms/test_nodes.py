@@ -1,5 +1,5 @@
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from services.vms.settings import ClusterSettings
 from tests.contract.vms.catalog import catalog
 from tests.contract.vms.harness import Service, cluster_of, lab_at, running, settings
 
+Eventually = Callable[..., Awaitable[None]]
 ADMIN = "an-administrator"
 WISH = {"os_type": "debian", "cores": 1, "memory_mib": 512}
 
@@ -78,10 +79,10 @@ async def test_space_that_is_kept_free_is_not_given_away(new_database_url: str, 
 
 
 @contextlib.asynccontextmanager
-async def two_clusters(database_url: str, folder: Path) -> AsyncIterator[tuple[Service, Service]]:
-    """One service with two clusters, seen with the one lab and with the other."""
+async def two_clusters(database_url: str, folder: Path, **second: str) -> AsyncIterator[tuple[Service, Service]]:
+    """One service with two clusters, seen with the one lab and with the other; `second` changes its settings."""
     async with lab_at(folder / "one") as one, lab_at(folder / "two", cluster_name="two") as two, catalog() as images:
-        both = [cluster_of(one, name="one"), cluster_of(two, name="two")]
+        both = [cluster_of(one, name="one"), cluster_of(two, name="two", **second)]
         chosen = settings(database_url, None).model_copy(
             update={"clusters": tuple(ClusterSettings.model_validate(given) for given in both)}
         )
@@ -111,6 +112,33 @@ async def test_machines_go_to_the_cluster_where_they_fit_best(new_database_url: 
         for vm in (first, second, third):
             await one.done("DELETE", f"/api/v1/vms/{vm['id']}", user)
         assert two.machines() == {}
+
+
+async def test_a_cluster_that_is_away_keeps_nobody_from_the_other_one(
+    new_database_url: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    async with two_clusters(new_database_url, tmp_path) as (one, _two):
+        await one.change(
+            "INSERT INTO vmid_leases (cluster, vmid, state, vm_id, reason, since)"
+            " SELECT cluster, 15000, 'leftover', gen_random_uuid(), '', now() - interval '1 hour'"
+            " FROM (VALUES ('one'), ('two')) AS given(cluster)"
+        )
+        async with one.fault("error", path="/cluster/resources", status=500, message="broken"):
+            shown = await one.call("GET", "/api/v1/nodes", ADMIN, role="ADMIN")
+            assert {node["cluster"] for node in shown.json()["items"]} == {"two"}
+            await eventually(lambda: one.rows("SELECT cluster FROM vmid_leases WHERE vmid = 15000") == [("one",)])
+        await eventually(lambda: one.rows("SELECT cluster FROM vmid_leases WHERE vmid = 15000") == [])
+
+
+async def test_a_cluster_that_refuses_the_token_keeps_nobody_from_the_other_one(
+    new_database_url: str, tmp_path: Path
+) -> None:
+    async with two_clusters(new_database_url, tmp_path, token_secret="wrong") as (one, _two):
+        user = await one.new_user()
+        assert (await one.vm(user, start=False))["cluster"] == "one"
+        async with one.fault("error", path="/cluster/resources", status=500, message="broken"):
+            shown = await one.call("GET", "/api/v1/nodes", ADMIN, role="ADMIN")
+            assert shown.status_code == 502
 
 
 async def test_a_cluster_that_is_away_is_waited_for_by_the_operation(service: Service) -> None:
