@@ -67,7 +67,10 @@ class Engine(Protocol):
         ...
 
     async def check_health(self, container_id: str) -> bool | None:
-        """Run a container's own health check now, without waiting for its turn; None if it has none."""
+        """Run a container's own health check now, without waiting for its turn; None if it has none.
+
+        A check that takes longer than it may (by its own timeout, 30 s at most) has failed.
+        """
         ...
 
     async def remove_project(self, project: str, *, keep_volumes: bool = False) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import re
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +27,8 @@ _SERVICE_LABEL = "com.docker.compose.service"
 _TIMEOUT_S = 30
 _CONNECT_S = 2.0
 _QUEUED_LINES = 1000
+_CHECK_TIMEOUT_S = 30.0
+_CHECK_FIRST_S, _CHECK_MOST_S = 0.01, 0.5
 _EXITED = re.compile(r"(?:Exited|Restarting) \((-?\d+)\)")
 _HEALTH_WORDS = {"(healthy)": Health.HEALTHY, "(unhealthy)": Health.UNHEALTHY, "(health: starting)": Health.STARTING}
 _LEFTOVER_PASSES = 3
@@ -34,6 +36,14 @@ _EVENTS = ("start", "die", "destroy", "health_status", "pause", "unpause", "oom"
 
 T = TypeVar("T")
 _log = structlog.get_logger()
+
+
+class _Ended(Exception):
+    """A container has just ended; `is_unknown` if this engine has none of that id."""
+
+    def __init__(self, *, is_unknown: bool) -> None:
+        super().__init__()
+        self.is_unknown = is_unknown
 
 
 class DockerEngine:
@@ -81,23 +91,22 @@ class DockerEngine:
         return [_observed(row) for row in rows if row["Labels"].get("com.docker.compose.oneoff") != "True"]
 
     async def check_health(self, container_id: str) -> bool | None:
-        def check(client: docker.DockerClient) -> bool | None:
-            try:
-                test = (client.api.inspect_container(container_id)["Config"].get("Healthcheck") or {}).get("Test")
-                if not test or test[0] == "NONE":
-                    return None
-                command = ["/bin/sh", "-c", *test[1:]] if test[0] == "CMD-SHELL" else test[1:]
-                run = client.api.exec_create(container_id, command)
-                client.api.exec_start(run["Id"])
-                return bool(client.api.exec_inspect(run["Id"])["ExitCode"] == 0)
-            except NotFound:
-                return None if self.is_spread else False  # it runs on another node, or has just ended
-            except APIError as error:
-                if error.status_code == HTTPStatus.CONFLICT:  # it has just ended
+        """Its owner wrote the check, which may never end: no thread waits for it."""
+        try:
+            begun = await self._in_thread(lambda client: _begun_check(client, container_id))
+            if begun is None:
+                return None
+            run, timeout_s = begun
+            until = asyncio.get_running_loop().time() + timeout_s
+            pause_s = _CHECK_FIRST_S
+            while (well := await self._in_thread(lambda client: _check_result(client, run))) is None:
+                if asyncio.get_running_loop().time() > until:
                     return False
-                raise
-
-        return await self._in_thread(check)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 1.5, _CHECK_MOST_S)
+        except _Ended as ended:
+            return None if ended.is_unknown and self.is_spread else False  # another node may have it
+        return well
 
     async def remove_project(self, project: str, *, keep_volumes: bool = False) -> None:
         await self._in_thread(lambda client: _remove_project(client, project, volumes=not keep_volumes))
@@ -218,6 +227,39 @@ def _observed(row: dict[str, Any]) -> Observed:
         health=_health(row["State"], words),
         exit_code=int(exited[1]) if exited else None,
     )
+
+
+def _begun_check(client: docker.DockerClient, container_id: str) -> tuple[str, float] | None:
+    """Begin a container's own health check; gives its id and how long it may take, None if there is no check."""
+    with _ending():
+        check = client.api.inspect_container(container_id)["Config"].get("Healthcheck") or {}
+        test = check.get("Test")
+        if not test or test[0] == "NONE":
+            return None
+        command = ["/bin/sh", "-c", *test[1:]] if test[0] == "CMD-SHELL" else test[1:]
+        run: str = client.api.exec_create(container_id, command)["Id"]
+        with contextlib.suppress(APIError):  # a command that cannot be started: its result tells
+            client.api.exec_start(run, detach=True)
+        return run, min((check.get("Timeout") or 0) / 1e9 or _CHECK_TIMEOUT_S, _CHECK_TIMEOUT_S)
+
+
+def _check_result(client: docker.DockerClient, run: str) -> bool | None:
+    """Whether a check passed; None while it runs."""
+    with _ending():
+        told = client.api.exec_inspect(run)
+    return None if told["Running"] else bool(told["ExitCode"] == 0)
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    try:
+        yield
+    except NotFound as error:
+        raise _Ended(is_unknown=True) from error
+    except APIError as error:
+        if error.status_code == HTTPStatus.CONFLICT:
+            raise _Ended(is_unknown=False) from error
+        raise
 
 
 def _usage(client: docker.DockerClient, container: Observed) -> ServiceUsage | None:

@@ -70,7 +70,8 @@ class HealthWatch:
         running = [one for one in found if one not in done]
         if len(found) < len(names) or any(container.has_ended for container in running):
             raise StackUnhealthy(await self._diagnosis(project, found))
-        return [one for one in running if not await self._is_healthy(one)]
+        well = await asyncio.gather(*(self._is_healthy(one) for one in running))
+        return [one for one, is_well in zip(running, well, strict=True) if not is_well]
 
     async def _is_healthy(self, container: Observed) -> bool:
         return container.state == "running" and await self._engine.check_health(container.container_id) is not False

@@ -1,5 +1,6 @@
 """Shows stacks: the record, and beside it what the engine says of their containers now."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
@@ -25,6 +26,9 @@ from services.containers.schemas import (
 )
 from services.containers.service.records import Addresses, services_of, urls_of
 
+_CHECK_S = 2.0
+"""A check that takes longer is not waited for: somebody waits for the answer."""
+
 
 class Views:
     """Stacks stay readable while the engine is away: their health is unknown then."""
@@ -37,7 +41,7 @@ class Views:
         containers = await self._observed(stack.project)
         if containers is None:
             return self._shown(stack, [], is_known=False)
-        return self._shown(stack, [await self._checked(container) for container in containers])
+        return self._shown(stack, await asyncio.gather(*(self._checked(container) for container in containers)))
 
     async def many(self, stacks: Sequence[Any]) -> list[StackOut]:
         """Rows of a list, all with one question to the engine."""
@@ -88,8 +92,9 @@ class Views:
         if container.health is not Health.STARTING or container.state != "running":
             return container
         try:
-            well = await self._engine.check_health(container.container_id)
-        except (EngineUnavailable, EngineFailed):
+            async with asyncio.timeout(_CHECK_S):
+                well = await self._engine.check_health(container.container_id)
+        except (EngineUnavailable, EngineFailed, TimeoutError):
             return container
         return replace(container, health=Health.STARTING if well is False else Health.HEALTHY)
 

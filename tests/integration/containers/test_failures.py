@@ -1,5 +1,7 @@
 """Deployments that fail or are cancelled: nothing is left but the record that says why."""
 
+import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -108,3 +110,25 @@ async def test_deleting_a_stack_whose_containers_somebody_removed_succeeds(servi
     assert (await service.get(user, stack["id"]))["health"] == "healthy"
     await service.act(user, stack["id"], "delete")
     assert remains(project_name(UUID(stack["id"]))) == []
+
+
+async def test_a_health_check_that_never_ends_holds_up_nobody(
+    own_database: str, tmp_path: Path, remains: Remains
+) -> None:
+    check = "{test: [CMD, sleep, infinity], interval: 1s, timeout: 1s, retries: 1000, start_period: 1h}"
+    text = f"services: {{a: {{image: 'telar/nginx:1.26', healthcheck: {check}}}}}"
+    async with running(own_database, tmp_path, healthy_timeout_s=6) as service:
+        user = await service.new_user()
+        answer = await service.create(user, compose=text, service_types=[])
+        stack = answer.json()["stack"]
+
+        async def is_asked_for_until_it_has_failed() -> None:
+            while (await service.get(user, stack["id"]))["state"] == "creating":
+                pass
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as readers:
+            for _ in range(2 * (os.cpu_count() or 1) + 8):  # more than there are threads
+                readers.create_task(is_asked_for_until_it_has_failed())
+        operation = await service.ended(user, answer.json()["id"])
+        assert operation["error"]["type"] == "/problems/stack-unhealthy"
+        await assert_nothing_is_left(service, user, stack, remains)
