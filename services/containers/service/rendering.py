@@ -132,10 +132,11 @@ class Renderer:
         return model
 
     async def resolve(self, project: str, text: str, variables: Mapping[str, Any], base: Path) -> dict[str, Any]:
-        """An own file, judged as written, with the variables put in, in its long form."""
+        """An own file, judged as written and with the variables put in, in its long form."""
         document = read_document(text)
         own_compose.require_sound(document)
         filled = interpolated(document, _texts(variables))
+        own_compose.require_sound(filled)  # a variable may have put in what was not there: `${A:-=}` for an equals sign
         written = yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
         resolved = await self._compose.resolve(project, written, base)
         # In the order of the file, of which compose makes an alphabet.

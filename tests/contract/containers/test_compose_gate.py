@@ -6,6 +6,7 @@ import httpx
 import pytest
 import yaml
 
+from services.containers.domain import own_compose
 from tests.contract.containers.harness import Service
 from tests.corpora.compose import own, refused
 
@@ -64,6 +65,21 @@ async def test_nothing_of_the_servers_environment_gets_into_a_file(
         assert "set" not in yaml.safe_load(answer.json().get("compose") or "{}").get("services", {}).get("web", {}).get(
             "command", []
         )
+
+
+async def test_a_variable_does_not_ask_for_the_servers_environment(service: Service) -> None:
+    text = "services: {web: {image: x, environment: ['${A:-=}']}}"
+    answer = await checked(service, text, variables={"A": "PATH"})
+    assert (answer.status_code, pointers(answer)) == (422, {"/compose/services.web.environment[0]"}), answer.text
+    answer = await checked(service, text, variables={"A": "PATH=/bin"})
+    assert yaml.safe_load(answer.json()["compose"])["services"]["web"]["environment"] == {"PATH": "/bin"}
+
+
+async def test_a_stack_opens_so_many_ports_and_no_more(service: Service) -> None:
+    for count, status in ((own_compose.MAX_PORTS, 200), (own_compose.MAX_PORTS + 1, 422)):
+        ports = [str(port) for port in range(1000, 1000 + count)]
+        answer = await checked(service, f"services: {{web: {{image: x, ports: {ports}}}, other: {{image: x}}}}")
+        assert answer.status_code == status, answer.text
 
 
 async def test_types_are_checked_in_the_same_dry_run_and_nothing_is_made(service: Service) -> None:
