@@ -105,7 +105,7 @@ def endpoints(resolved: Mapping[str, Any]) -> list[StackService]:
         found += [_endpoint(f"services.{name}.ports[{place}]", name, port) for place, port in enumerate(ports)]
         if not ports:
             found.append(StackService(name, OWN))
-    if len(found) > MAX_SERVICES + MAX_PORTS:
+    if sum(one.port is not None for one in found) > MAX_PORTS:
         raise ComposeRefused([_error(f"services.{found[-1].name}.ports", f"a stack opens at most {MAX_PORTS} ports")])
     seen: set[tuple[str, int | None]] = set()
     for one in found:
