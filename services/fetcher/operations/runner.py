@@ -8,7 +8,7 @@ import structlog
 
 from libs.common.errors import TelarError, Unavailable
 from libs.common.tasks import cancel
-from services.fetcher.domain.jobs import ItemState, JobState, outcome
+from services.fetcher.domain.jobs import ENDED, ItemState, JobState, outcome
 from services.fetcher.models import Job
 from services.fetcher.operations.committer import Committer
 from services.fetcher.operations.planner import Planner
@@ -169,7 +169,7 @@ class JobRunner:
             self._wake.set()
 
     async def _keep_leases(self) -> None:
-        """Renew ours, and free the items of workers that are gone (cancelled where their job is over)."""
+        """Renew ours, and free the items of workers that are gone (cancelled where their job has ended)."""
         await self._scheduler.renew()
         now_ms = self._lifecycle.now_ms()
         for job_id in await self._items.expire(now_ms):
@@ -177,7 +177,7 @@ class JobRunner:
             _log.warning("items_freed", job_id=job_id)
             if job is None:
                 await self._items.delete_of(job_id)
-            elif job.state is JobState.CANCELLED:
+            elif job.state in ENDED:
                 await self._items.move(job_id, ItemState.PENDING, ItemState.CANCELLED, now_ms=now_ms)
         self._scheduler.wake()
 

@@ -1,5 +1,6 @@
 """A worker killed in the middle of a job: nothing is lost, nothing finished is fetched twice."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,9 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from services.fetcher.domain.jobs import JobState
+from services.fetcher.repository import MongoItems, MongoJobs, MongoStore
 from services.fetcher.settings import FetcherSettings
 from tests.integration.fetcher.conftest import Eventually, RunFetcher
 from tests.integration.fetcher.pictures import PictureServer
+from tests.integration.fetcher.records import event, item, job
 
 URLS = 1_000
 
@@ -94,3 +100,20 @@ async def test_a_killed_worker_loses_no_item_and_repeats_no_finished_one(
         assert all((settings.storage_root / path).is_file() for path in paths)
         leftovers = list(settings.storage_root.rglob("*.part"))
         assert len(leftovers) <= settings.max_concurrent_downloads
+
+
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.FAILED])
+async def test_what_a_killed_worker_held_of_an_ended_job_is_not_left_open(
+    run_fetcher: RunFetcher, settings: FetcherSettings, state: JobState, eventually: Eventually
+) -> None:
+    with contextlib.closing(MongoStore(settings.mongo_uri, settings.mongo_database)) as store:
+        items = MongoItems(store)
+        await items.add([item(1)])
+        await items.claim("job-001", limit=1, holder="killed", now_ms=1, until_ms=100, without=())
+        await MongoJobs(store).add(job(state=state), event("job-001"))
+    async with run_fetcher(settings.model_copy(update={"lease_s": 1.0})) as fetcher:
+
+        async def closed() -> bool:
+            return bool((await fetcher.job("job-001"))["items"]["cancelled"] == 1)
+
+        await eventually(closed)
