@@ -124,9 +124,12 @@ async def on_user_event(uow: UnitOfWork, event: Event) -> None:
 
 
 async def owner_named(uow: UnitOfWorkFactory, userid: str) -> str | None:
-    """The user whom older clients call `userid`: an external id, else a name, else an id of Telar's."""
+    """The user whom older clients call `userid`: an external id, else an id of Telar's, else a name.
+
+    People choose their names, and one may be another's id.
+    """
     account = accounts_table.c
-    rank = case((account.external_id == userid, 0), (account.username == userid, 1), else_=2)
+    rank = case((account.external_id == userid, 0), (account.owner_id == userid, 1), else_=2)
     named = (account.external_id == userid) | (account.username == userid) | (account.owner_id == userid)
     query = select(account.owner_id).where(named, ~account.deleted).order_by(rank).limit(1)
     async with uow() as unit:

@@ -47,6 +47,16 @@ async def test_a_member_reads_lists_and_downloads_a_shared_image_and_a_stranger_
         assert await names(service, member, **query) == [], query
 
 
+async def test_an_image_shared_by_an_id_is_not_shared_with_who_took_that_id_as_a_name(service: Service) -> None:
+    owner, member, impostor = [await service.new_user() for _ in range(3)]
+    renamed = user_event(impostor, sequence=2)
+    await service.bus.publish(replace(renamed, data={**renamed.data, "username": member}))
+    image = await service.image(owner, visibility="shared")
+    assert (await put(service, owner, image["id"], member)).status_code == 200
+    assert await members(service, owner, image["id"]) == [member]
+    assert await status(service, impostor, image["id"]) == 404
+
+
 async def test_a_member_changes_nothing(service: Service) -> None:
     owner, member = await service.new_user(), await service.new_user()
     image = await service.image(owner, visibility="shared")
