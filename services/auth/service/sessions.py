@@ -12,8 +12,6 @@ from services.auth.domain import (
     address_allowed,
     is_mistyped_key,
     key_digest,
-    lock_until,
-    name_key,
     network_of,
     new_refresh_token,
     session_scopes,
@@ -24,13 +22,13 @@ from services.auth.errors import (
     BadCredentials,
     BadRefreshToken,
     SessionNotFound,
-    TooManyFailures,
 )
 from services.auth.models import ApiKey, RefreshToken, Revocation, Session, User
 from services.auth.ports import Passwords
 from services.auth.repository import AuthRepository
 from services.auth.schemas import SessionGrant, UserOut
-from services.auth.service.audit import SYSTEM, Actor, record
+from services.auth.service.audit import Actor, record
+from services.auth.service.throttle import Throttle, account_key
 from services.auth.settings import AuthSettings
 
 _LAST_USED_EVERY = timedelta(seconds=60)
@@ -44,26 +42,21 @@ class Sessions:
         self._uow = uow
         self._passwords = passwords
         self._settings = settings
+        self._throttle = Throttle(uow, settings)
 
     async def login(self, username: str, password: str, *, address: str, user_agent: str) -> SessionGrant:
         """Check a password and open a session. A missing name and a wrong password cannot be told apart."""
-        account_key, network_key = _throttle_keys(username, address)
+        await self._throttle.require_free(username, address)
         async with self._uow() as uow:
-            repository = AuthRepository(uow.session)
-            now = uow.clock.now()
-            locked = await repository.locked_until((account_key, network_key), now)
-            if locked is not None:
-                wait_s = (locked - now).total_seconds()
-                raise TooManyFailures(f"Try again in {max(1, round(wait_s))} s", retry_after_s=wait_s)
-            user = await repository.user_by_name(username)
+            user = await AuthRepository(uow.session).user_by_name(username)
         right, upgraded = await self._passwords.verify(password, user.password_hash if user else None)
         if user is None or not right:
-            await self._failed(username, address)
+            await self._throttle.failed(username, address)
             raise BadCredentials("The name or the password is wrong")
         if user.disabled:
             raise AccountDisabled("An administrator has disabled this account")
         async with self._uow() as uow:
-            grant = await self._open(uow, user, account_key, address, user_agent, upgraded)
+            grant = await self._open(uow, user, account_key(username, address), address, user_agent, upgraded)
             if grant is not None:
                 await uow.commit()
                 return grant
@@ -146,7 +139,7 @@ class Sessions:
             await uow.commit()
 
     async def _open(
-        self, uow: UnitOfWork, checked: User, account_key: str, address: str, user_agent: str, upgraded: str | None
+        self, uow: UnitOfWork, checked: User, failures_key: str, address: str, user_agent: str, upgraded: str | None
     ) -> SessionGrant | None:
         """Open a session; None if the password is no longer the one that was checked."""
         repository = AuthRepository(uow.session)
@@ -170,38 +163,12 @@ class Sessions:
         repository.add(session)
         await repository.flush()
         fresh = _next_token(repository, session, now)
-        failures = await repository.forget_failures(account_key)
+        failures = await repository.forget_failures(failures_key)
         if failures >= self._settings.account_failures:
             unlocked = events.LoginUnlocked(network=network_of(address))
             uow.add_event(unlocked, subject=str(user.id), owner=str(user.id))
         await record(uow, Actor(str(user.id), user.username, address), "session.opened", str(session.id))
         return _grant(user, session, fresh)
-
-    async def _failed(self, username: str, address: str) -> None:
-        """Count a failure for the name from this network and for the network, and lock what has had too many."""
-        account_key, network_key = _throttle_keys(username, address)
-        settings = self._settings
-        async with self._uow() as uow:
-            repository = AuthRepository(uow.session)
-            now = uow.clock.now()
-            window = timedelta(seconds=settings.failure_window_s)
-            locked: list[tuple[str, int]] = []
-            for key, allowed in ((account_key, settings.account_failures), (network_key, settings.network_failures)):
-                failures = await repository.count_failure(key, now, window)
-                until = lock_until(
-                    failures, allowed=allowed, now=now, first_s=settings.lock_s, longest_s=settings.failure_window_s
-                )
-                if until is None:
-                    continue
-                await repository.lock_failures(key, until)
-                if failures == allowed:
-                    locked.append((key, failures))
-            for key, failures in locked:
-                uow.add_event(
-                    events.LoginLocked(network=network_of(address), failures=failures), subject=key_digest(key)
-                )
-                await record(uow, SYSTEM, "login.locked", key, failures=failures)
-            await uow.commit()
 
     async def _revoke(self, uow: UnitOfWork, session: Session, actor: Actor, action: str) -> None:
         now = uow.clock.now()
@@ -212,11 +179,6 @@ class Sessions:
         )
         uow.add_event(revoked, subject=str(session.id), owner=str(session.user_id))
         await record(uow, actor, action, str(session.id))
-
-
-def _throttle_keys(username: str, address: str) -> tuple[str, str]:
-    network = network_of(address)
-    return f"account:{name_key(username)}@{network}", f"network:{network}"
 
 
 def _next_token(repository: AuthRepository, session: Session, now: datetime) -> str:

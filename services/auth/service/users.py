@@ -30,6 +30,7 @@ from services.auth.ports import Passwords
 from services.auth.repository import AuthRepository
 from services.auth.schemas import MePatch, UserIn, UserPatch
 from services.auth.service.audit import SYSTEM, Actor, record
+from services.auth.service.throttle import Throttle
 from services.auth.settings import AuthSettings
 
 _SERVICE_ACCOUNT = "service-account"
@@ -44,6 +45,7 @@ class Users:
         self._uow = uow
         self._passwords = passwords
         self._settings = settings
+        self._throttle = Throttle(uow, settings)
 
     async def create(self, wanted: UserIn, caller: Principal | None, address: str) -> User:
         """Create a user: administrators any, others themselves as CLIENT where registration is open."""
@@ -170,8 +172,10 @@ class Users:
         check_new_password(new.get_secret_value())
         while True:
             checked = await self.get(UUID(caller.user_id))
+            await self._throttle.require_free(checked.username, address)
             right, _ = await self._passwords.verify(current.get_secret_value(), checked.password_hash)
             if not right:
+                await self._throttle.failed(checked.username, address)
                 raise BadCredentials("The current password is wrong")
             digest = await self._passwords.hash(new.get_secret_value())
             async with self._uow() as uow:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from libs.common.auth import Principal, Role
 from libs.common.db import Database
 from libs.common.errors import TelarError
 from libs.common.outbox import outbox_table
@@ -54,6 +55,7 @@ class PlainPasswords:
 
 @dataclass
 class Lab:
+    users: Users
     sessions: Sessions
     passwords: PlainPasswords
     clock: FixedClock
@@ -99,7 +101,7 @@ async def lab(database_url: str, tmp_path: Path) -> AsyncIterator[Lab]:
     for name in ("ada", "bob"):
         body = UserIn(email=f"{name}@example.org", username=name, password=SecretStr(RIGHT))
         await users.create(body, None, HOME)
-    yield Lab(Sessions(uow, passwords, chosen), passwords, clock, database)
+    yield Lab(users, Sessions(uow, passwords, chosen), passwords, clock, database)
     await database.close()
 
 
@@ -116,6 +118,24 @@ async def test_while_it_waits_no_hash_is_computed(lab: Lab) -> None:
     for _ in range(10):
         assert isinstance(await lab.attempt("ada", RIGHT), TooManyFailures)
     assert len(lab.passwords.verified) == computed
+
+
+async def test_who_holds_a_token_guesses_the_current_password_no_faster(lab: Lab) -> None:
+    grant = await lab.sessions.login("ada", RIGHT, address=AWAY, user_agent="")
+    holder = Principal(str(grant.user.id), "ada", Role.CLIENT, grant.session_id, frozenset(grant.scopes), 0, 0)
+
+    async def guess(password: str) -> None:
+        await lab.users.change_password(holder, SecretStr(password), SecretStr("the thief's own"), AWAY)
+
+    for _ in range(5):
+        with pytest.raises(BadCredentials):
+            await guess(GUESS)
+    computed = len(lab.passwords.verified)
+    with pytest.raises(TooManyFailures):
+        await guess(RIGHT)
+    assert len(lab.passwords.verified) == computed
+    assert isinstance(await lab.attempt("ada", RIGHT), TooManyFailures)
+    assert await lab.attempt("ada", RIGHT, address=HOME) is None
 
 
 async def test_the_wait_ends_by_itself(lab: Lab) -> None:
