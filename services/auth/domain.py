@@ -17,7 +17,8 @@ from libs.common.auth import Role
 from libs.common.clock import rfc3339
 from services.auth.errors import WeakPassword, WiderKey
 
-SCOPES = ("account", "images", "vms", "stacks", "fetch", "admin", "read", "*")
+AREAS = ("account", "images", "vms", "stacks", "fetch")
+SCOPES = (*AREAS, "admin", "read", "*")
 """What an API key may be allowed; each area also as `<area>:read`, `read` reads all areas, `*` is all the user may."""
 
 MIN_PASSWORD_LENGTH = 8
@@ -59,7 +60,7 @@ def check_new_password(password: str) -> None:
 
 def session_scopes(role: Role) -> tuple[str, ...]:
     """What a person who logged in may do: all that the role may."""
-    return ("*",) if role is Role.ADMIN else ("account", "images", "vms", "stacks", "fetch")
+    return ("*",) if role is Role.ADMIN else AREAS
 
 
 def valid_scope(scope: str) -> bool:
@@ -136,6 +137,8 @@ def check_not_wider(
 
 def _covers(held: frozenset[str], scope: str) -> bool:
     area, _, verb = scope.partition(":")
+    if scope == "read":
+        return not held.isdisjoint({"*", "read"}) or held.issuperset(AREAS)
     return "*" in held or scope in held or (scope != "*" and area in held) or (verb == "read" and "read" in held)
 
 

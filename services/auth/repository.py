@@ -144,8 +144,8 @@ class AuthRepository:
 
     # API keys
 
-    async def api_key(self, key_id: UUID) -> ApiKey | None:
-        return await self._session.get(ApiKey, key_id)
+    async def api_key(self, key_id: UUID, *, lock: bool = False) -> ApiKey | None:
+        return await self._session.get(ApiKey, key_id, with_for_update=lock or None)
 
     async def api_key_by_digest(self, digest: str) -> ApiKey | None:
         return (await self._session.exec(select(ApiKey).where(ApiKey.digest == digest))).first()

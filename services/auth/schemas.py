@@ -1,6 +1,6 @@
 """What clients send and get."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
@@ -128,7 +128,10 @@ class ApiKeyIn(_In):
     def _aware(cls, moment: datetime | None) -> datetime | None:
         if moment is not None and moment.tzinfo is None:
             raise ValueError("give the time zone, such as 2027-01-31T12:00:00Z")
-        return moment
+        try:
+            return None if moment is None else moment.astimezone(UTC)
+        except OverflowError as error:  # stored, it could not be read back
+            raise ValueError("must be within the years 1 to 9999 of UTC") from error
 
 
 class ApiKeyOut(BaseModel):

@@ -72,7 +72,7 @@ class ApiKeys:
         """Delete one's own key, or as administrator anybody's; it is refused everywhere within a second."""
         async with self._uow() as uow:
             repository = AuthRepository(uow.session)
-            key = await repository.api_key(key_id)
+            key = await repository.api_key(key_id, lock=True)
             if key is None or not caller.may_see(str(key.user_id)):
                 raise ApiKeyNotFound(f"There is no API key {key_id}")
             await _revoke(uow, key)

@@ -1,3 +1,4 @@
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -189,6 +190,34 @@ async def test_all_scopes_asked_for_by_a_key_are_no_more_than_its_own(service: S
     parent = await service.key(person.headers, scopes=["account", "vms:read"])
     child = await service.key(service.as_key(person, parent), scopes=["*"])
     assert child["scopes"] == ["account", "vms:read"]
+
+
+async def test_who_holds_all_areas_may_have_a_key_that_reads_them_all(service: Service) -> None:
+    person = await service.person()
+    reads = await service.key(person.headers, scopes=["read"])
+    assert (await service.key(person.headers, scopes=["read", "vms"]))["scopes"] == ["read", "vms"]
+    assert (await service.http.get("/api/v1/users/me", headers=service.as_key(person, reads))).status_code == 200
+    narrow = await service.key(person.headers, scopes=["account", "vms"])
+    answer = await service.http.post(
+        "/api/v1/api-keys", json={"name": "k", "scopes": ["read"]}, headers=service.as_key(person, narrow)
+    )
+    assert (answer.status_code, answer.json()["type"]) == (403, "/problems/wider-key")
+
+
+async def test_a_keys_end_beyond_the_last_year_is_refused_and_the_list_stays_readable(service: Service) -> None:
+    person = await service.person()
+    for end, status in (("9999-12-31T23:59:59-12:00", 422), ("9999-12-31T23:59:59+12:00", 201)):
+        body = {"name": "key", "expires_at": end}
+        assert (await service.http.post("/api/v1/api-keys", json=body, headers=person.headers)).status_code == status
+    listed = await service.http.get("/api/v1/api-keys", headers=person.headers)
+    assert [one["expires_at"] for one in listed.json()["items"]] == ["9999-12-31T11:59:59Z"]
+
+
+async def test_of_equal_deletions_at_once_one_deletes_the_key(service: Service) -> None:
+    person = await service.person()
+    path = f"/api/v1/api-keys/{(await service.key(person.headers))['id']}"
+    answers = await asyncio.gather(*(service.http.delete(path, headers=person.headers) for _ in range(6)))
+    assert sorted(answer.status_code for answer in answers) == [204, *[404] * 5]
 
 
 async def test_a_clients_key_never_administers(service: Service) -> None:
