@@ -146,7 +146,7 @@ def _literal(value: Mapping[str, Any], path: str) -> Any:
         if kind == "$numberDecimal":
             return Decimal128(_text(text))
         return _date(text)
-    except (ValueError, TypeError, ArithmeticError, InvalidId) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, InvalidId) as error:  # OSError: a date the system lacks
         raise _refused(path, f"not a valid {kind}") from error
 
 
@@ -160,7 +160,7 @@ def _date(value: Any) -> datetime:
     if isinstance(value, Mapping) and set(value) == {"$numberLong"}:
         return datetime.fromtimestamp(int(_text(value["$numberLong"])) / 1000, UTC)
     at = datetime.fromisoformat(_text(value))
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _text(value: Any) -> str:

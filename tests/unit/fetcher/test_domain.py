@@ -65,6 +65,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"a": {"$oid": {"$where": "1"}}}, "/filter/a"),
     ({"a": {"$date": "yesterday"}}, "/filter/a"),
     ({"a": {"$date": {"$numberLong": "9" * 30}}}, "/filter/a"),
+    ({"a": {"$date": {"$numberLong": "1" + "0" * 20}}}, "/filter/a"),
+    ({"a": {"$date": "0001-01-01T00:00:00+01:00"}}, "/filter/a"),
     ({"a": {"$numberLong": "9" * 30}}, "/filter/a"),
     ({"a": 2**70}, "/filter/a"),
     ({"a": "x" * 5000}, "/filter/a"),
