@@ -247,10 +247,14 @@ class Politeness:
                 await self._renew(now_ms)
                 await self._give_up(busy_domains, now_ms)
         unwritten, self._unwritten = self._unwritten, {}
-        for state in unwritten.values():
-            if state is not None:
-                await self._domains.note(state)
-        await self._domains.forget([name for name, state in unwritten.items() if state is None])
+        try:
+            for state in unwritten.values():
+                if state is not None:
+                    await self._domains.note(state)
+            await self._domains.forget([name for name, state in unwritten.items() if state is None])
+        except BaseException:  # nobody else knows of it yet
+            self._unwritten = unwritten | self._unwritten
+            raise
         known = {state.domain: state for state in await self._domains.in_trouble()}
         self._states = known | {name: state for name, state in self._unwritten.items() if state is not None}
         self._not_before_ms = {name: at for name, at in self._not_before_ms.items() if at > now_ms}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from libs.common.testing import stack
-from services.fetcher.domain.troubles import Manners
+from services.fetcher.domain.troubles import DomainState, Manners
 from services.fetcher.errors import JobStoreUnavailable
 from services.fetcher.models import Permit
 from services.fetcher.operations.politeness import Grant, Need, Politeness
@@ -110,6 +110,31 @@ async def test_permits_whose_answer_was_lost_are_found_again(store: MongoStore) 
     await polite.acquire({"y": Need(count=1, below=1)})
     await polite.sync({"x", "y"})
     assert len(begin_all(polite, "x")) == 4
+
+
+class AwayOnce(MongoDomains):
+    """A job store that is away when the first trouble is to be noted."""
+
+    was_away = False
+
+    async def note(self, state: DomainState) -> None:
+        if not self.was_away:
+            self.was_away = True
+            raise JobStoreUnavailable
+        await super().note(state)
+
+
+async def test_a_pause_that_a_server_asked_for_outlives_a_job_store_that_was_away(store: MongoStore) -> None:
+    clock = Clock()
+    polite = politeness(store, "a", clock)
+    polite._domains = AwayOnce(store)
+    await polite.acquire({"x": Need(count=1, below=1)})
+    polite.report("x", "http-429", 30.0)
+    with pytest.raises(JobStoreUnavailable):
+        await polite.sync({"x"})
+    await polite.sync({"x"})
+    assert begin_all(polite, "x") == []
+    assert [state.blocked_until_ms for state in await MongoDomains(store).in_trouble()] == [clock.ms + 30_000]
 
 
 async def test_a_process_that_has_none_gets_its_share(store: MongoStore) -> None:
