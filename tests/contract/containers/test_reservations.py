@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import SecretStr
@@ -182,6 +183,28 @@ async def test_the_sweep_removes_folders_of_no_stack_and_keeps_the_others(world:
     await Sweeper(world.uow, world.code, keep_revisions=10, least_age_s=-1).sweep()
     left = {stack_id for stack_id, _ in await world.code.stored()}
     assert kept in left
+    assert orphan not in left
+
+
+async def test_files_that_cannot_be_removed_do_not_keep_those_of_others(world: World) -> None:
+    await world.create(await world.user("sweep-2"), "kept")
+    stubborn, orphan = sorted((uuid7(), uuid7()))
+
+    class Stubborn(FolderCodeStore):
+        async def remove(self, stack_id: UUID) -> None:
+            if stack_id == stubborn:
+                raise PermissionError
+            await super().remove(stack_id)
+
+        async def stored(self) -> Sequence[tuple[UUID, float]]:
+            return sorted(await super().stored())
+
+    code = Stubborn(world.settings.stacks_dir)
+    for one in (stubborn, orphan):
+        await asyncio.to_thread(code.new_archive, one, "a.zip")
+    await Sweeper(world.uow, code, keep_revisions=10, least_age_s=-1).sweep()
+    left = {stack_id for stack_id, _ in await world.code.stored()}
+    assert stubborn in left
     assert orphan not in left
 
 
