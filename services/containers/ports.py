@@ -120,6 +120,8 @@ class CodeStore(Protocol):
         """Make the stack's folder and name the file that a ZIP is to be written to; blocks."""
         ...
 
+    async def remove_archive(self, stack_id: UUID, name: str) -> None: ...
+
     async def archive_files(self, stack_id: UUID, name: str, files: Sequence[tuple[str, str]]) -> None:
         """Make an archive of files (path and content)."""
 

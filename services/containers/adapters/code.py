@@ -68,6 +68,9 @@ class FolderCodeStore:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         return path
 
+    async def remove_archive(self, stack_id: UUID, name: str) -> None:
+        await asyncio.to_thread(self.archive(stack_id, name).unlink, missing_ok=True)
+
     async def archive_files(self, stack_id: UUID, name: str, files: Sequence[tuple[str, str]]) -> None:
         await asyncio.to_thread(self._archive_files, self.new_archive(stack_id, name), files)
 

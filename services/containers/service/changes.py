@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from libs.common.auth import Principal
+from libs.common.errors import TelarError
 from libs.common.etag import check_if_match
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 from services.containers.domain.revisions import Cause, RevisionState, Source, SourceKind
@@ -100,7 +101,12 @@ class Changes:
             await self._reservations.hold(uow, changed, blueprint.amounts)
             return await self._reservations.ports(uow, changed, blueprint.services)
 
-        return await self._record(principal, stack, Action.REDEPLOY, fields, place, if_match)
+        try:
+            return await self._record(principal, stack, Action.REDEPLOY, fields, place, if_match)
+        except TelarError:
+            if save_zip is not None and archive is not None:
+                await self._code.remove_archive(stack_id, archive)
+            raise
 
     async def rollback(
         self, principal: Principal, stack_id: UUID, number: int | None, *, if_match: str | None = None

@@ -133,6 +133,18 @@ async def test_other_variables_keep_the_code_as_it_is_and_generated_secrets(serv
     await service.act(user, stack["id"], "delete")
 
 
+async def test_a_refused_revision_leaves_no_archive(service: Service) -> None:
+    user = await service.new_user(memory_mib=400)
+    stack = await service.done(user, await service.create(user, files=SITE))
+    path = f"/api/v1/stacks/{stack['id']}/redeploy"
+    form, upload = {"limits": '{"memory_mib": 500}'}, {"zip_file": ("b.zip", zip_of(SITE), "application/zip")}
+    answer = await service.http.post(path, headers=service.as_user(user), data=form, files=upload)
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/quota-exceeded")
+    folder = service.settings.stacks_dir / UUID(stack["id"]).hex
+    assert len(list(folder.glob("sources/*"))) == 1
+    await service.act(user, stack["id"], "delete")
+
+
 async def test_revisions_beyond_the_retention_are_forgotten_with_their_code(service: Service) -> None:
     user = await service.new_user()
     stack = await service.done(user, await service.create(user, files=SITE))
