@@ -15,6 +15,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from uuid import UUID
 
+from services.containers.adapters.tree import remove_folder
 from services.containers.adapters.unpacking import unpack_zip
 from services.containers.domain.archives import Caps
 from services.containers.domain.compose import COMPOSE_FILE
@@ -86,7 +87,7 @@ class FolderCodeStore:
 
     async def remove_copy(self, stack_id: UUID, copy_number: int) -> None:
         with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(shutil.rmtree, self.code_folder(stack_id, copy_number))
+            await asyncio.to_thread(_remove, self.code_folder(stack_id, copy_number))
 
     async def look(self, stack_id: UUID, copy_number: int, read: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         return await asyncio.to_thread(_look, self.code_folder(stack_id, copy_number), read)
@@ -101,7 +102,7 @@ class FolderCodeStore:
 
     async def remove(self, stack_id: UUID) -> None:
         with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(shutil.rmtree, self.folder(stack_id))
+            await asyncio.to_thread(_remove, self.folder(stack_id))
 
     async def stored(self) -> Sequence[tuple[UUID, float]]:
         return await asyncio.to_thread(lambda: list(self._stored()))
@@ -135,7 +136,7 @@ class FolderCodeStore:
                 if is_kept or time.time() - path.stat().st_ctime < least_age_s:
                     continue
                 if path.is_dir():
-                    shutil.rmtree(path)
+                    _remove(path)
                 else:
                     path.unlink()
                 removed += 1
@@ -158,6 +159,15 @@ def _copy_number(path: Path, found: re.Match[str] | None) -> int | None:
     if found is not None:
         return int(found[1])
     return 0 if path.name == "code" else None
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder: its stack's file manager may have made it deeper than `shutil.rmtree` can follow."""
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        remove_folder(parent, path.name)
+    finally:
+        os.close(parent)
 
 
 def _digest(path: Path) -> str:

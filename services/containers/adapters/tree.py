@@ -19,6 +19,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LISTED = 10_000
+_MAX_DEPTH = 200
 _PARTIAL = ".telar-partial-"
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
@@ -39,10 +40,10 @@ class CodeTree:
             return _entry(folder, parts[-1])
 
     def listed(self, path: str) -> list[Entry]:
-        """The entries of a folder, by name; links and special files are not among them."""
+        """The entries of a folder, by name; links, special files and names that are no text are not among them."""
         with self._folder(checked_path(path)) as folder:
             names = sorted(os.listdir(folder))[:_MAX_LISTED]  # noqa: PTH208 - pathlib knows no descriptors
-            return list(_entries(folder, [name for name in names if not name.startswith(_PARTIAL)]))
+            return list(_entries(folder, [name for name in names if _is_text(name) and not name.startswith(_PARTIAL)]))
 
     def opened(self, path: str) -> tuple[BinaryIO, Entry]:
         """A file to read; the caller closes it."""
@@ -91,7 +92,7 @@ class CodeTree:
                 if found.kind is EntryKind.FILE:
                     os.unlink(parts[-1], dir_fd=folder)
                 elif recursive:
-                    _remove_folder(folder, parts[-1])
+                    remove_folder(folder, parts[-1])
                 else:
                     _remove_empty(folder, parts[-1])
 
@@ -119,7 +120,10 @@ class CodeTree:
     def _used(self, without: tuple[int, str]) -> tuple[int, int]:
         """The bytes and files of the tree, but for the file that is about to be replaced."""
         total, files = 0, 0
-        for _, _, names, folder in os.fwalk(self._root, follow_symlinks=False):
+        top = len(self._root.parts)
+        for path, _, names, folder in os.fwalk(self._root, follow_symlinks=False):
+            if len(Path(path).parts) - top > _MAX_DEPTH:  # each level costs a descriptor and a frame
+                raise FileTooLarge(f"The code has folders deeper than {_MAX_DEPTH} levels: remove them first")
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     total += os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
@@ -146,6 +150,11 @@ class CodeTree:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, as no answer can have another: the file manager lets any bytes be one."""
+    return name.encode(errors="ignore").decode() == name
 
 
 def _entries(folder: int, names: Sequence[str]) -> Iterator[Entry]:
@@ -182,17 +191,37 @@ def _remove_empty(folder: int, name: str) -> None:
         raise
 
 
-def _remove_folder(parent: int, name: str) -> None:
-    folder = os.open(name, _FOLDER, dir_fd=parent)
+def remove_folder(parent: int, name: str) -> None:
+    """Remove a folder with all that is in it, however deep that lies: what lies deeper is brought to its top first."""
+    top = os.open(name, _FOLDER, dir_fd=parent)
+    try:
+        while names := os.listdir(top):  # noqa: PTH208 - pathlib knows no descriptors
+            for inner in names:
+                if _is_folder(top, inner):
+                    _remove_lifting(top, inner)
+                else:
+                    os.unlink(inner, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _remove_lifting(top: int, name: str) -> None:
+    """Remove a folder and its files; the folders in it go to `top`."""
+    folder = os.open(name, _FOLDER, dir_fd=top)
     try:
         for inner in os.listdir(folder):  # noqa: PTH208 - pathlib knows no descriptors
-            if stat.S_ISDIR(os.stat(inner, dir_fd=folder, follow_symlinks=False).st_mode):
-                _remove_folder(folder, inner)
+            if _is_folder(folder, inner):
+                os.rename(inner, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
             else:
                 os.unlink(inner, dir_fd=folder)
     finally:
         os.close(folder)
-    os.rmdir(name, dir_fd=parent)
+    os.rmdir(name, dir_fd=top)
+
+
+def _is_folder(parent: int, name: str) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,60 @@
+"""A stack's code as files, where the file manager has made what no archive may hold."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.containers.adapters.tree import CodeTree
+from services.containers.domain.archives import Caps
+from services.containers.errors import FileTooLarge
+
+DEEP = 1500
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> CodeTree:
+    return CodeTree(tmp_path, Caps(max_bytes=1000, max_files=10))
+
+
+def nest(folder: Path, depth: int) -> None:
+    """Make folders in folders, deeper than a path can name, with a file and a link at each level."""
+    at = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        Path(f"/proc/self/fd/{at}/file").write_text("x")
+        Path(f"/proc/self/fd/{at}/link").symlink_to("/etc")
+        os.mkdir("deeper", dir_fd=at)
+        below = os.open("deeper", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+
+
+async def body() -> AsyncIterator[bytes]:
+    yield b"x"
+
+
+async def test_folders_deeper_than_any_recursion_are_removed_and_until_then_nothing_is_written(
+    tree: CodeTree, tmp_path: Path
+) -> None:
+    outside = tmp_path.parent / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "way").symlink_to(outside)
+    nest(tmp_path / "folder", DEEP)
+    try:
+        with pytest.raises(FileTooLarge):
+            await tree.write("new.txt", body(), None, is_new=False)
+    finally:
+        tree.remove("folder", None, recursive=True)
+    assert tree.listed("") == []
+    assert (outside / "kept").exists()
+    assert (await tree.write("new.txt", body(), None, is_new=False)).size_bytes == 1
+
+
+def test_a_name_that_is_no_text_is_not_listed(tree: CodeTree, tmp_path: Path) -> None:
+    for name in (b"caf\xe9.txt", "café.txt".encode()):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    assert [entry.name for entry in tree.listed("")] == ["café.txt"]
