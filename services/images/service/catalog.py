@@ -1,6 +1,6 @@
 """The catalog: find, read, change and delete images."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -92,9 +92,9 @@ class Catalog:
             tell(uow, ImageDeleted, image, usage)
             await uow.commit()
         if ended is not None:
-            await self._blobs.discard(image_id)
+            await _or_leave_it(self._blobs.discard(image_id))
         if unneeded_key is not None:
-            await self._remove_file(unneeded_key)
+            await _or_leave_it(self._blobs.delete(unneeded_key))
 
     async def stats(self, principal: Principal) -> StatsOut:
         async with self._uow() as uow:
@@ -103,11 +103,13 @@ class Catalog:
             everyone = _sum(await images.totals(None)) if principal.is_admin else None
         return StatsOut(**own.model_dump(), all=everyone)
 
-    async def _remove_file(self, key: str) -> None:
-        try:
-            await self._blobs.delete(key)
-        except TelarError as error:  # nobody refers to it any more, so that the sweep will find it
-            _log.warning("blob_left_to_the_sweep", slug=error.slug)
+
+async def _or_leave_it(removal: Awaitable[None]) -> None:
+    """Remove a file that nobody refers to any more; if the store is away the sweep will find it."""
+    try:
+        await removal
+    except TelarError as error:
+        _log.warning("blob_left_to_the_sweep", slug=error.slug)
 
 
 async def _require_sound(uow: UnitOfWork, image: Image) -> None:

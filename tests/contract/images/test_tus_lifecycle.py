@@ -36,6 +36,17 @@ def told_of(service: Service, path: str) -> list[str]:
     return [event.type.split(".")[2] for event in events]
 
 
+async def test_an_image_is_deleted_even_if_its_staged_file_cannot_be_removed(service: Service, tus: Tus) -> None:
+    path = await tus.begin(len(DISK))
+    await tus.patch(path, 0, DISK[:HALF])
+    part_of(service, path).unlink()
+    part_of(service, path).mkdir()
+    image = f"/api/v1/images/{path.rpartition('/')[2]}"
+    assert (await service.http.delete(image, headers=tus.headers)).status_code == 204
+    assert service.used_bytes(tus.user_id) == 0
+    part_of(service, path).rmdir()
+
+
 async def test_the_last_byte_begins_the_verification_and_the_file_becomes_an_image(
     service: Service, tus: Tus, eventually: Eventually
 ) -> None:
