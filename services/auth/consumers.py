@@ -10,6 +10,7 @@ HANDLERS: dict[str, EventHandler] = dict.fromkeys(
         "images.image.activated.v1",
         "images.image.deactivated.v1",
         "images.image.deleted.v1",
+        "images.usage.changed.v1",
         "vms.vm.created.v1",
         "vms.vm.updated.v1",
         "vms.vm.state_changed.v1",

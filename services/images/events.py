@@ -5,7 +5,8 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from libs.common.quotas import OwnedPayload, ResourceRef
+from libs.common.events import Payload
+from libs.common.quotas import OwnedPayload, ResourceRef, Usage
 
 
 class ImageEvent(OwnedPayload):
@@ -50,6 +51,13 @@ class ImageDeactivated(ImageEvent):
 
 class ImageDeleted(ImageEvent):
     event_type: ClassVar[str] = "images.image.deleted.v1"
+
+
+class UsageChanged(Payload):
+    """An upload that came to nothing gave its space back; there is no image to tell of."""
+
+    event_type: ClassVar[str] = "images.usage.changed.v1"
+    usage: Usage
 
 
 class MadeOfImage(BaseModel):

@@ -18,7 +18,7 @@ from services.images.domain import (
     require_safe,
 )
 from services.images.errors import DigestMismatch, ImageNotFound, ImageState, UploadExpired
-from services.images.events import ImageActivated, ImageCreated, ImageDeleted, ImageEvent, ImageRejected
+from services.images.events import ImageActivated, ImageCreated, ImageDeleted, ImageEvent, ImageRejected, UsageChanged
 from services.images.models import Image, Upload
 from services.images.repository import BlobRepository, ImageRepository, UploadRepository
 from services.images.schemas import ImageDescription
@@ -179,7 +179,9 @@ async def give_back(uow_factory: UnitOfWorkFactory, upload_id: UUID, *, if_dead:
             if ended is None:
                 return False
             owner_id, reserved_bytes = ended
-            await quotas.release(uow.session, owner_id, {"image_bytes": reserved_bytes})
+            usage = await quotas.release(uow.session, owner_id, {"image_bytes": reserved_bytes})
+            if reserved_bytes:  # another image's event may have told of them
+                uow.add_event(UsageChanged(usage=usage), subject=owner_id, owner=owner_id, sequence=usage.sequence)
             await uow.commit()
     return True
 

@@ -73,3 +73,13 @@ async def test_an_owner_is_deleted_only_after_the_last_resource(service: Service
         data = {"resource": {"type": "vm", "id": f"{person.id}-{name}", "name": name}, "usage": None}
         await service.bus.publish(event("vms.vm.deleted.v1", person.id, sequence=9, data=data))
     assert (await service.http.delete(path, headers=service.admin)).status_code == 204
+
+
+async def test_a_use_that_changed_without_a_resource_is_kept(service: Service) -> None:
+    person = await service.person()
+    for sequence, used_bytes in ((2, 7), (1, 9)):
+        usage = {"used": {"image_bytes": used_bytes}, "sequence": sequence}
+        told = event("images.usage.changed.v1", person.id, sequence=sequence, data={"usage": usage}, subject=person.id)
+        await service.bus.publish(told)
+    answer = (await service.http.get("/api/v1/users/me/usage", headers=person.headers)).json()
+    assert (answer["used"]["image_bytes"], answer["resources"]) == (7, [])

@@ -49,6 +49,35 @@ async def test_an_upload_is_told_once_with_what_the_owner_now_uses(service: Serv
     assert event.data["sha256"] == image["sha256"]
 
 
+async def test_what_an_upload_gives_back_is_told_to_whoever_heard_of_it(
+    service: Service, eventually: Eventually
+) -> None:
+    user = await service.new_user()
+    may_end = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"--edge\r\n"
+        await may_end.wait()  # and there the form ends too early
+
+    headers = {**service.as_user(user), "content-type": "multipart/form-data; boundary=edge"}
+    cut_off = asyncio.create_task(
+        service.http.post(
+            "/api/v1/images/upload", content=pieces(), headers={**headers, "content-length": str(1 << 20)}
+        )
+    )
+    await eventually(lambda: service.used_bytes(user))
+    image = await service.image(user)
+    may_end.set()
+    assert (await cut_off).status_code == 400
+
+    def told() -> int:
+        uses = [event.data["usage"] for event in service.heard if event.owner == user]
+        return int(max(uses, key=lambda use: int(use["sequence"]))["used"]["image_bytes"])
+
+    await eventually(lambda: told() == image["size_bytes"], 5)
+    assert service.used_bytes(user) == image["size_bytes"]
+
+
 async def test_two_owners_of_the_same_file_share_one_blob(service: Service) -> None:
     content = disks.qcow2(virtual_size=77 << 20)
     first, second = await service.new_user(), await service.new_user()
