@@ -8,6 +8,7 @@ from typing import Any
 
 from services.vms.errors import NetworkRefused
 
+_LENGTH = re.compile(r"0|[1-9][0-9]{0,2}")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 
 
@@ -37,15 +38,26 @@ def check_addresses(wanted: Mapping[str, Any]) -> None:
         interface = None if address is None or address in automatic else _interface(name, address, version)
         if through is None:
             continue
+        _require_unscoped(gateway, through)
         if interface is None:
             raise ValueError(f"{gateway} needs a fixed address in {name}")
         if ip_address(through) not in interface.network or ip_address(through) == interface.ip:
             raise ValueError(f"{gateway} must be another address of the network {interface.network}")
+    for server in wanted.get("nameservers") or ():
+        _require_unscoped("nameservers", server)
+
+
+def _require_unscoped(name: str, address: str) -> None:
+    """A zone (`fe80::1%eth0`) may be any text, and means nothing outside the guest."""
+    if "%" in address:
+        raise ValueError(f"{name} takes addresses without a zone")
 
 
 def _interface(name: str, text: str, version: int) -> IPv4Interface | IPv6Interface:
-    if "/" not in text:
-        raise ValueError(f"{name} needs a prefix length: {text}/{24 if version == 4 else 64}")  # noqa: PLR2004 - IPv4
+    _require_unscoped(name, text)
+    address, _, length = text.partition("/")
+    if not _LENGTH.fullmatch(length):  # a netmask, for instance
+        raise ValueError(f"{name} needs a prefix length: {address}/{24 if version == 4 else 64}")  # noqa: PLR2004 - IPv4
     interface = ip_interface(text)
     if interface.version != version:
         raise ValueError(f"{name} takes an IPv{version} address")

@@ -1,5 +1,6 @@
 """Fields that several requests have, and their rules."""
 
+import base64
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints
@@ -25,11 +26,27 @@ def one_line(value: str) -> str:
 def public_keys(value: str) -> str:
     lines = [line.strip() for line in value.splitlines() if line.strip()]
     for line in lines:
-        if not line.isprintable() or line.split(" ", 1)[0] not in _KEY_TYPES or " " not in line:
+        if not line.isprintable() or not _is_public_key(*[*line.split(), "", ""][:2]):
             raise ValueError("must be public keys in OpenSSH's form, one a line: ssh-ed25519 AAAA… comment")
     if not lines:
         raise ValueError("must hold a key")
     return "\n".join(lines)
+
+
+def _is_public_key(kind: str, text: str) -> bool:
+    """Whether the text holds fields, each after its length, of which the first is the key's kind (RFC 4253, 6.6)."""
+    try:
+        left = base64.b64decode(text, validate=True)
+    except ValueError:
+        return False
+    fields: list[bytes] = []
+    while left:
+        size = int.from_bytes(left[:4])
+        if len(left) < 4 + size:
+            return False
+        fields.append(left[4 : 4 + size])
+        left = left[4 + size :]
+    return kind in _KEY_TYPES and len(fields) > 1 and fields[0] == kind.encode()
 
 
 def plain_text(value: str) -> str:

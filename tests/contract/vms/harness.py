@@ -26,6 +26,7 @@ from tests.contract.vms.catalog import FakeImages, catalog
 _users = itertools.count(1)
 UNLIMITED = -1
 SCALE = 0.02
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAID4/QEFCQ0RFRkdISUpLTE1OT1BRUlNUVVZXWFlaW1xd ada@home"
 FINAL = ("succeeded", "failed", "cancelled", "needs_operator")
 PLENTY = {"vms": UNLIMITED, "cores": UNLIMITED, "memory_mib": UNLIMITED, "disk_gib": UNLIMITED}
 

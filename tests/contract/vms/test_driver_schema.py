@@ -12,7 +12,7 @@ import pytest
 
 from services.vms.adapters.proxmox.session import Session
 from tests.contract.pvesim.test_schema import INDEXED, KNOWN
-from tests.contract.vms.harness import Service
+from tests.contract.vms.harness import KEY, Service
 from tests.contract.vms.test_templates import made, remove
 
 Call = tuple[str, str, dict[str, Any]]
@@ -98,7 +98,7 @@ async def test_every_request_of_a_machines_life_is_one_that_the_description_know
     plain = await service.vm(
         user, os_type=None, template=template["name"], user="ada", password="secret", network=network, ha=True
     )
-    seeded = await service.vm(user, user_data="#cloud-config\n", ssh_public_key="ssh-ed25519 AAAA ada")
+    seeded = await service.vm(user, user_data="#cloud-config\n", ssh_public_key=KEY)
     await service.done("PATCH", f"/api/v1/vms/{seeded['id']}", user, json={"cores": 2, "disk_gib": 6, "restart": True})
     for action in ("pause", "resume", "reboot", "stop", "start", "shutdown"):
         await service.done("POST", f"/api/v1/vms/{seeded['id']}/{action}", user)

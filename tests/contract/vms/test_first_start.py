@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.vms.adapters.iso9660 import build
-from tests.contract.vms.harness import Service
+from tests.contract.vms.harness import KEY, Service
 
 PASSWORD = "correct horse battery staple"
 NETWORK = {"bridge": "vmbr0", "ip": "192.0.2.10/24", "gateway": "192.0.2.1", "nameservers": ["192.0.2.53"]}
@@ -40,9 +40,7 @@ async def test_user_data_comes_as_a_seed_in_the_place_of_the_clusters_own_drive_
     service: Service,
 ) -> None:
     user = await service.new_user()
-    vm = await service.vm(
-        user, user_data=USER_DATA, user="ada", password=PASSWORD, network=NETWORK, ssh_public_key="ssh-ed25519 AAAA ada"
-    )
+    vm = await service.vm(user, user_data=USER_DATA, user="ada", password=PASSWORD, network=NETWORK, ssh_public_key=KEY)
     config = service.machine(vm).config
     [seed] = seeds(service)
     assert seed.startswith("shared:iso/")  # shared, so that it pins the machine to no node
@@ -53,7 +51,7 @@ async def test_user_data_comes_as_a_seed_in_the_place_of_the_clusters_own_drive_
     assert USER_DATA.encode() in content
     assert b'"user": "ada"' in content
     assert b"$2a$" in content
-    assert b"ssh-ed25519 AAAA ada" in content
+    assert KEY.encode() in content
     assert b"192.0.2.10/24" in content
     assert PASSWORD.encode() not in content
     kept = service.rows("SELECT sealed_user_data, sealed_password FROM vms WHERE id = %s", vm["id"])
@@ -89,6 +87,11 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"network": {"bridge": "vmbr0,tag=1"}}, 422, "invalid"),
     ({"network": {"ip": "10.0.0.5"}}, 422, "invalid"),
     ({"network": {"ip": "10.0.0.0/24"}}, 422, "invalid"),
+    ({"network": {"ip": "10.0.0.5/255.255.255.0"}}, 422, "invalid"),
+    ({"network": {"ip": "10.0.0.5/024"}}, 422, "invalid"),
+    ({"network": {"ip6": "2001:db8::5%x,ip=dhcp/64"}}, 422, "invalid"),
+    ({"network": {"ip6": "2001:db8::5/64", "gateway6": "2001:db8::1%x,ip=dhcp"}}, 422, "invalid"),
+    ({"network": {"nameservers": ["fe80::1%a b"]}}, 422, "invalid"),
     ({"network": {"ip": "fd00::5/64"}}, 422, "invalid"),
     ({"network": {"ip": "10.0.0.5/24,gw=10.0.0.1"}}, 422, "invalid"),
     ({"network": {"gateway": "10.0.0.1"}}, 422, "invalid"),

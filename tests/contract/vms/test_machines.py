@@ -3,16 +3,15 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.contract.vms.harness import Service
+from tests.contract.vms.harness import KEY, Service
 
 Eventually = Callable[..., Awaitable[None]]
 
 
 async def test_a_machine_is_made_from_a_template_and_runs(service: Service, eventually: Eventually) -> None:
     user = await service.new_user()
-    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ+a/b= ada@home"
     begun = await service.begin(
-        user, name="My web", os_type="Debian", cores=2, memory_mib=1024, disk_gib=8, ssh_public_key=key, user="ada"
+        user, name="My web", os_type="Debian", cores=2, memory_mib=1024, disk_gib=8, ssh_public_key=KEY, user="ada"
     )
     assert begun["vm"]["state"] == begun["vm"]["status"] == "creating"
     assert begun["kind"] == "vm.create"
@@ -295,6 +294,9 @@ async def test_what_is_refused_changes_nothing(service: Service) -> None:
         {"cores": 0},
         {"template": "9001", "os_type": "debian"},
         {"ssh_public_key": "not a key"},
+        {"ssh_public_key": "ssh-ed25519 AAAA ada"},
+        {"ssh_public_key": KEY.replace("ssh-ed25519", "ssh-rsa")},
+        {"ssh_public_key": KEY.replace("ID4/", "ID4")},
         {"name": "a\nb"},
         {"user": "a b"},
     ):
