@@ -185,13 +185,17 @@ async def test_failures_are_known_by_what_they_mean(cluster: ProxmoxCluster, vmi
 
 
 async def test_a_web_page_is_no_answer(cluster: ProxmoxCluster, vmid: int, faults: RunningLab) -> None:
-    await faults.lab.inject(Fault(kind="html", count=3))
+    await faults.lab.inject(Fault(kind="html", count=5))
     with pytest.raises(ProxmoxUnavailable):
         await cluster.config(NODE, vmid)
     with pytest.raises(OutcomeUnknown):
         await cluster.configure(NODE, vmid, {"cores": 2}, digest="")
     with pytest.raises(OutcomeUnknown):
         await cluster.act(NODE, vmid, "start", {})
+    with pytest.raises(OutcomeUnknown):
+        await cluster.files.upload(NODE, "local", name="telar-seed-1.iso", content=b"seed")
+    with pytest.raises(OutcomeUnknown):
+        await cluster.files.remove(NODE, "local:iso/telar-seed-1.iso")
 
 
 async def test_a_dead_node_is_named(cluster: ProxmoxCluster, faults: RunningLab) -> None:

@@ -1,10 +1,10 @@
 """Files on a cluster's storages: images to import, and seeds."""
 
 import io
-from typing import Any
 
+from services.vms.adapters.proxmox.calls import begin, upid_of
 from services.vms.adapters.proxmox.session import Session
-from services.vms.domain.cluster import safe_file, safe_name, safe_upid
+from services.vms.domain.cluster import safe_file, safe_name
 from services.vms.errors import ProxmoxRefused, UnsafeId
 
 
@@ -31,12 +31,12 @@ class StorageFiles:
             "checksum-algorithm": "sha256",
         }
         path = f"{_storage(node, storage)}/download-url"
-        return _task(await self._session.call("post", path, node=node, **options))
+        return await begin(self._session, "post", path, node, **options)
 
     async def upload(self, node: str, storage: str, *, name: str, content: bytes) -> str:
         file = _NamedFile(content, safe_file(name))
         path = f"{_storage(node, storage)}/upload"
-        return _task(await self._session.call("post", path, node=node, content="iso", filename=file))
+        return await begin(self._session, "post", path, node, content="iso", filename=file)
 
     async def remove(self, node: str, volume: str) -> str | None:
         storage, _, rest = volume.partition(":")
@@ -50,12 +50,8 @@ class StorageFiles:
             if "does not exist" in error.reason or "no such" in error.reason.lower():
                 return None
             raise
-        return None if answer is None else _task(answer)
+        return None if answer is None else upid_of(answer, node)
 
 
 def _storage(node: str, storage: str) -> str:
     return f"nodes/{safe_name(node)}/storage/{safe_name(storage)}"
-
-
-def _task(answer: Any) -> str:
-    return safe_upid(str(answer))
