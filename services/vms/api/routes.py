@@ -149,6 +149,6 @@ def _add_cluster(routes: APIRouter, vms: Vms, catalog: Catalog) -> None:
         return NodeList(items=[node_out(cluster, found) for cluster, found in await catalog.nodes()])
 
     @routes.post("/placements", tags=["nodes"], responses=problems(_422="No template is like that", _503=_AWAY))
-    async def place(_user: CurrentUser, wish: PlacementRequest) -> PlacementOut:
+    async def place(_user: CurrentUser, wish: PlacementRequest, request: Request) -> PlacementOut:
         """Where a machine would go, without making it: every node fits, or says why not."""
-        return placement_out(await vms.dry_run(wish, ha=wish.ha))
+        return placement_out(await vms.dry_run(wish, ha=wish.ha, bearer=bearer_token(request.headers.raw)))

@@ -149,8 +149,10 @@ class Vms:
         if wish.user_data is not None and password is not None:
             require_hashable(password.get_secret_value())
 
-    async def dry_run(self, wish: Wish, *, ha: bool = False) -> Sequence[Placement]:
-        """Where a machine would go now, cluster by cluster; raises TemplateNotFound or DiskTooSmall."""
+    async def dry_run(self, wish: Wish, *, ha: bool = False, bearer: str | None = None) -> Sequence[Placement]:
+        """Where a machine would go now, cluster by cluster; raises TemplateNotFound, DiskTooSmall or ImageUnknown."""
+        if wish.image_id is not None:
+            await self._images.get(wish.image_id, bearer=bearer)
         return await self._catalog.place(wish, ha=ha)
 
     async def update(
