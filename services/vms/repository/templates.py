@@ -50,8 +50,14 @@ class TemplateRepository:
 
     async def lock_image(self, image_id: UUID) -> None:
         """Let one at a time decide whether an image gets a template, until the end of the transaction."""
-        key = func.hashtextextended(f"template of {image_id}", 0)
-        await self._session.execute(select(func.pg_advisory_xact_lock(key)))
+        await self._lock(f"template of {image_id}")
+
+    async def lock_cluster(self, cluster: str) -> None:
+        """Let one at a time look which templates a cluster has and add to them, until the end of the transaction."""
+        await self._lock(f"templates on {cluster}")
+
+    async def _lock(self, what: str) -> None:
+        await self._session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(what, 0))))
 
     async def news(self, image_id: UUID, sequence: int) -> bool:
         """Note what was told of an image; False if something newer was told before."""

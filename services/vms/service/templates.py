@@ -171,7 +171,12 @@ class Templates:
 
     def _cluster(self, name: str | None) -> Cluster:
         self._fleet.require_any()
-        return next(iter(self._fleet)) if name is None else self._fleet.get(name)
+        found = next((one for one in self._fleet if name in (None, one.name)), None)
+        if found is None:
+            raise TemplateNotFound(
+                f"There is no cluster {name}; there are: {', '.join(one.name for one in self._fleet)}"
+            )
+        return found
 
     def _of_image(self, image: CatalogImage, cluster: Cluster, owner_id: str, wish: CreateTemplate) -> TemplateRecord:
         extension = rules.require_fit(status=image.status, image_format=image.format, sha256=image.sha256)
@@ -215,6 +220,7 @@ class Templates:
         templates = TemplateRepository(uow.session)
         if record.image_id is not None:
             await templates.lock_image(record.image_id)
+        await templates.lock_cluster(record.cluster)
         vmids = {copy["vmid"] for copy in record.copies}
         for other in await templates.all():
             if other.cluster != record.cluster:

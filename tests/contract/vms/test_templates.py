@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -136,6 +137,14 @@ async def test_a_template_of_a_cluster_is_registered_under_another_name_and_stay
     assert "centos-stream-10" in {item["os_type"] for item in offered}
 
 
+async def test_a_template_of_a_cluster_is_registered_once_however_many_ask(service: Service) -> None:
+    answers = await asyncio.gather(*(ask(service, vmid=9002, name=f"name-{number}") for number in range(4)))
+    assert sorted(answer.status_code for answer in answers) == [202, 409, 409, 409]
+    made_once = next(answer.json() for answer in answers if answer.status_code == 202)
+    assert (await service.ended(made_once["id"], ADMIN))["state"] == "succeeded"
+    await remove(service, made_once["template"])
+
+
 async def test_an_image_that_is_withdrawn_takes_its_templates_out_of_offer_and_back(service: Service) -> None:
     image = service.images.add()
     template = await made(service, image_id=str(image.id))
@@ -171,6 +180,8 @@ async def test_a_private_image_gives_machines_to_its_readers_alone(service: Serv
     service.images.hidden_from_users.add(image.id)
     answer = await service.call("POST", "/api/v1/vms", user, json={"name": "web", "image_id": str(image.id)})
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/image-unknown")
+    placed = await service.call("POST", "/api/v1/placements", user, json={"image_id": str(image.id)})
+    assert placed.json()["type"] == "/problems/image-unknown"
     service.images.hidden_from_users.clear()
     vm = await service.vm(user, os_type=None, image_id=str(image.id), start=False)
     await service.done("DELETE", f"/api/v1/vms/{vm['id']}", user)
@@ -211,7 +222,7 @@ async def test_what_is_no_disk_becomes_no_template_and_changes_nothing(service: 
         ({"vmid": 9000, "cores": 4}, 422, "invalid"),
         ({}, 422, "invalid"),
         ({"vmid": 9000, "name": "../etc"}, 422, "invalid"),
-        ({"image_id": str(rejected.id), "cluster": "nowhere"}, 503, "no-cluster"),
+        ({"image_id": str(rejected.id), "cluster": "nowhere"}, 422, "template-not-found"),
     ):
         answer = await ask(service, **wish)
         assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (status, slug), answer.text
