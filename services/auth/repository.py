@@ -116,13 +116,14 @@ class AuthRepository:
     async def session(self, session_id: UUID, *, lock: bool = False) -> Session | None:
         return await self._session.get(Session, session_id, with_for_update=lock or None)
 
-    async def sessions(self, user_id: UUID, now: datetime) -> Sequence[Session]:
-        query = (
-            select(Session)
-            .where(Session.user_id == user_id, col(Session.revoked_at).is_(None), col(Session.expires_at) > now)
-            .order_by(col(Session.id).desc())
+    async def sessions(self, user_id: UUID, now: datetime, request: PageRequest) -> Sequence[Session]:
+        query: Any = select(Session).where(
+            Session.user_id == user_id, col(Session.revoked_at).is_(None), col(Session.expires_at) > now
         )
-        return (await self._session.exec(query)).all()
+        columns: dict[str, Any] = {"id": col(Session.id), "last_used_at": col(Session.last_used_at)}
+        query = keyset(query, request, columns=columns, key=columns["id"], default="-id")
+        rows: Sequence[Session] = (await self._session.exec(query)).all()
+        return rows
 
     async def refresh_token(self, digest: str) -> RefreshToken | None:
         """The token's row, locked: of two uses at once the second sees the first."""

@@ -9,7 +9,7 @@ from libs.common.auth import AdminOnly, CurrentUser, Principal, requires_scope
 from libs.common.etag import IfMatch, set_etag
 from libs.common.pagination import Page, PageQuery, page
 from libs.common.peers import ClientAddress
-from services.auth.models import ApiKey, AuditEntry, User
+from services.auth.models import ApiKey, AuditEntry, Session, User
 from services.auth.schemas import (
     ApiKeyIn,
     ApiKeyOut,
@@ -165,12 +165,21 @@ def _sessions(sessions: Sessions) -> APIRouter:
     routes = APIRouter(prefix="/sessions", tags=["sessions"])
 
     @routes.get("")
-    async def list_sessions(caller: CurrentUser) -> Page[SessionOut]:
+    async def list_sessions(
+        caller: CurrentUser, request: Request, response: Response, asked: PageQuery
+    ) -> Page[SessionOut]:
+        rows, cursor = page(
+            await sessions.list(caller, asked),
+            asked,
+            position=lambda session: _session_position(session, asked.sort),
+            http=(request, response),
+        )
         return Page(
             items=[
                 SessionOut.model_validate({**session.model_dump(), "current": str(session.id) == caller.session_id})
-                for session in await sessions.list(caller)
-            ]
+                for session in rows
+            ],
+            next_cursor=cursor,
         )
 
     @routes.delete("/{session_id}", status_code=204)
@@ -223,6 +232,10 @@ def _user_position(user: User, sort: str | None) -> tuple[object, ...]:
 def _key_position(key: ApiKey, sort: str | None) -> tuple[object, ...]:
     name = (sort or "id").lstrip("-")
     return (key.id,) if name == "id" else (getattr(key, name), key.id)
+
+
+def _session_position(session: Session, sort: str | None) -> tuple[object, ...]:
+    return (session.last_used_at, session.id) if (sort or "").endswith("last_used_at") else (session.id,)
 
 
 def _key_out(key: ApiKey) -> ApiKeyOut:

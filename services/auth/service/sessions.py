@@ -6,6 +6,7 @@ from uuid import UUID
 
 from libs.common.auth import Principal, Role
 from libs.common.ids import uuid7
+from libs.common.pagination import PageRequest
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 from services.auth import events
 from services.auth.domain import (
@@ -84,9 +85,9 @@ class Sessions:
             await uow.commit()
             return _grant(user, session, fresh)
 
-    async def list(self, caller: Principal) -> Sequence[Session]:
+    async def list(self, caller: Principal, request: PageRequest) -> Sequence[Session]:
         async with self._uow() as uow:
-            return await AuthRepository(uow.session).sessions(UUID(caller.user_id), uow.clock.now())
+            return await AuthRepository(uow.session).sessions(UUID(caller.user_id), uow.clock.now(), request)
 
     async def revoke(self, session_id: UUID, caller: Principal, address: str) -> None:
         """End a session: one's own, or as administrator anybody's."""

@@ -155,6 +155,22 @@ async def test_logging_out_ends_the_session_once(service: Service, eventually: E
     assert [one["scope"] for one in listed if one["id"] == grant["session_id"]] == ["session"]
 
 
+@pytest.mark.parametrize("sort", [None, "last_used_at", "-last_used_at"])
+async def test_sessions_are_listed_page_by_page_the_newest_first(service: Service, sort: str | None) -> None:
+    person = await service.person()
+    opened = [(await service.session(person))["session_id"] for _ in range(5)]
+    asked = {"limit": "2"} if sort is None else {"limit": "2", "sort": sort}
+    listed: list[str] = []
+    while True:
+        answer = await service.http.get("/api/v1/sessions", params=asked, headers=person.headers)
+        listed += [one["id"] for one in answer.json()["items"]]
+        if (cursor := answer.json()["next_cursor"]) is None:
+            break
+        assert answer.links["next"]["url"].startswith("/api/v1/sessions?")
+        asked["cursor"] = cursor
+    assert listed == (opened if sort == "last_used_at" else opened[::-1])
+
+
 async def test_sessions_are_listed_and_ended_by_their_owner_or_an_administrator(service: Service) -> None:
     person, stranger = await service.person(), await service.person()
     first, second = await service.session(person), await service.session(person)
