@@ -37,6 +37,8 @@ class UserPatch(_In):
     disabled: bool | None = None
     quota: dict[str, Annotated[int, Field(ge=-1)]] | None = None
     """Some of the limits; those not named stay."""
+    password: Password | None = None
+    """For who forgot theirs, and for accounts that older clients made by a `userid`, which have none."""
 
     @property
     def touches_access(self) -> bool:

@@ -140,13 +140,16 @@ class Users:
             return await AuthRepository(uow.session).users(request, search=search, role=role)
 
     async def change(self, user_id: UUID, patch: UserPatch, if_match: str | None, actor: Actor) -> User:
-        """Change a user as an administrator; role and lock changes end its tokens at once."""
+        """Change a user as an administrator; changes of role, lock and password end its tokens at once."""
+        changes = patch.model_dump(exclude_none=True, exclude={"password"})
+        if patch.password is not None:
+            check_new_password(patch.password.get_secret_value())
+            changes["password_hash"] = await self._passwords.hash(patch.password.get_secret_value())
         async with self._uow() as uow:
             repository = AuthRepository(uow.session)
             administrators = await repository.administrators() if patch.touches_access else 0
             user = await _existing(repository, user_id, lock=True)
             check_if_match(if_match, user.version)
-            changes = patch.model_dump(exclude_none=True)
             if "quota" in changes:
                 changes["quota"] = Quota(**{**user.quota, **changes["quota"]}).model_dump()
             loses_admin = (
@@ -159,7 +162,8 @@ class Users:
             changed = await self._apply(uow, user, changes)
             if changed:
                 await self._announce(uow, user, changed)
-                await record(uow, actor, "user.updated", str(user.id), changed=sorted(changed))
+                named = sorted(name.removesuffix("_hash") for name in changed)
+                await record(uow, actor, "user.updated", str(user.id), changed=named)
             await uow.commit()
         return user
 
@@ -183,7 +187,7 @@ class Users:
                 if user.password_hash != checked.password_hash:
                     continue  # it was changed meanwhile
                 user.password_hash = digest
-                await self._announce(uow, user, {"password"})
+                await self._announce(uow, user, {"password_hash"})
                 await record(uow, Actor.of(caller, address), "user.password_changed", str(user.id))
                 await uow.commit()
                 return
@@ -263,7 +267,7 @@ class Users:
         """Say what changed, and end the user's tokens if what they may do changed."""
         now = _touch(uow, user)
         revokes: tuple[events.Revoke, ...] = ()
-        if changed & {"role", "disabled", "password"}:
+        if changed & {"role", "disabled", "password_hash"}:
             revokes = await _end_tokens(uow, user, now)
         kind: type[events.UserState] = events.UserUpdated
         if "disabled" in changed and user.disabled:

@@ -263,6 +263,23 @@ async def test_changing_the_password_needs_the_current_one(service: Service) -> 
     assert (await service.login(person.username, fresh)).status_code == 200
 
 
+async def test_an_administrator_gives_a_new_password_to_who_has_none_or_forgot_it(service: Service) -> None:
+    form = {"userid": "Ext-forgot", "username": "ext forgot"}
+    made = await service.http.post("/users", data=form, headers=service.admin)
+    path, body = f"/api/v1/users/{made.json()['id']}", {"password": "given by an administrator"}
+    assert (await service.http.patch(path, json=body, headers=service.admin)).status_code == 200
+    grant = (await service.login("ext forgot", body["password"])).json()
+    assert (await service.http.patch(path, json={"password": "short"}, headers=service.admin)).status_code == 422
+    assert (await service.http.patch(path, json={"password": PASSWORD}, headers=service.admin)).status_code == 200
+    assert (await service.refresh(grant["refresh_token"])).status_code == 401
+    assert (await service.login("ext forgot", body["password"])).status_code == 401
+    assert (await service.login("ext forgot")).status_code == 200
+    [last] = service.rows("SELECT detail FROM audit_entries WHERE action = 'user.updated' ORDER BY number DESC LIMIT 1")
+    assert last == ({"changed": ["password"]},)
+    own = service.issuer.headers(made.json()["id"])
+    assert (await service.http.patch("/api/v1/users/me", json=body, headers=own)).status_code == 422
+
+
 async def test_an_older_client_makes_and_reads_users_by_userid(service: Service) -> None:
     made = await service.http.post("/users", data={"userid": "Ext-7", "username": "ext seven"}, headers=service.admin)
     assert (made.status_code, made.json()["userid"]) == (201, "Ext-7")
