@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from libs.common.auth import CurrentUser, requires_scope
 from libs.common.errors import FieldError, Invalid
-from libs.common.etag import IfMatch
+from libs.common.etag import IfMatch, set_etag
 from libs.common.operations import Operation
 from libs.common.operations_api import OperationView, location
 from libs.common.pagination import PageQuery, page
@@ -91,8 +91,10 @@ def _add_virtual_machines(routes: APIRouter, vms: Vms) -> None:
         return [_older(vm) for vm in shown]
 
     @routes.get(f"{base}/{{vm_id}}")
-    async def get_virtual_machine(user: CurrentUser, vm_id: VmId) -> OlderVm:
-        return _older(await vms.get(user, _reference(vm_id)))
+    async def get_virtual_machine(user: CurrentUser, vm_id: VmId, response: Response) -> OlderVm:
+        vm = await vms.get(user, _reference(vm_id))
+        set_etag(response, vm.version)
+        return _older(vm)
 
     @routes.put(f"{base}/{{vm_id}}")
     async def put_virtual_machine(

@@ -71,7 +71,10 @@ def _interface(name: str, text: str, version: int) -> IPv4Interface | IPv6Interf
 
 
 def card(now: str | None, *, bridge: str | None, vlan: int | None) -> str:
-    """The text of a network card on that bridge and VLAN; its model, its MAC and its other options stay."""
+    """The text of a network card on that bridge and VLAN; its model, its MAC and its other options stay.
+
+    So does its VLAN on the bridge that it is on: nobody leaves the template's VLAN by naming its bridge.
+    """
     options: dict[str, str] = {}
     model = "virtio"
     for part in (now or "").split(","):
@@ -84,7 +87,7 @@ def card(now: str | None, *, bridge: str | None, vlan: int | None) -> str:
             model += f"={value}"
         elif name:
             options[name] = value
-    if bridge is not None:
+    if bridge not in (None, options.get("bridge")):
         options["bridge"] = bridge
         options.pop("tag", None)
     if vlan is not None:

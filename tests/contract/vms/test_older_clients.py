@@ -25,7 +25,9 @@ async def test_the_older_vm_api_keeps_working_with_integer_ids(service: Service)
     await service.done("PUT", f"{base}{number}", user, json={"status": "paused"})
     assert (await service.call("GET", f"{base}{number}", user)).json()["status"] == "paused"
     await service.done("PUT", f"{base}{number}", user, json={"status": "running"})
-    stale = {"if-match": '"1"'}
+    etag = (await service.call("GET", f"{base}{number}", user)).headers["etag"]
+    await service.done("PUT", f"{base}{number}", user, json={"name": "newer"}, headers={"if-match": etag})
+    stale = {"if-match": etag}
     refused = await service.call("PUT", f"{base}{number}", user, json={"status": "stopped"}, headers=stale)
     assert refused.status_code == 412
     for wrong in ({"status": "levitating"}, {"os": "windows"}, {"status": "paused", "ram": 4096}):

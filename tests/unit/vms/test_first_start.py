@@ -19,6 +19,7 @@ CARD = "virtio=BC:24:11:AA:BB:CC,bridge=vmbr0,firewall=1,tag=5"
         (CARD, {"bridge": None, "vlan": 7}, "virtio=BC:24:11:AA:BB:CC,bridge=vmbr0,firewall=1,tag=7"),
         (CARD, {"bridge": "vmbr1", "vlan": None}, "virtio=BC:24:11:AA:BB:CC,bridge=vmbr1,firewall=1"),
         (CARD, {"bridge": None, "vlan": None}, CARD),
+        (CARD, {"bridge": "vmbr0", "vlan": None}, CARD),
         (
             "model=e1000,macaddr=BC:24:11:AA:BB:CC,bridge=x",
             {"bridge": None, "vlan": 3},
