@@ -6,6 +6,7 @@ from services.auth.service import keep_ownership
 HANDLERS: dict[str, EventHandler] = dict.fromkeys(
     (
         "images.image.created.v1",
+        "images.image.updated.v1",
         "images.image.rejected.v1",
         "images.image.activated.v1",
         "images.image.deactivated.v1",

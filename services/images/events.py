@@ -37,6 +37,12 @@ class ImageRejected(ImageEvent):
     event_type: ClassVar[str] = "images.image.rejected.v1"
 
 
+class ImageUpdated(ImageEvent):
+    """Its owner changed what is told of it, or who may see it."""
+
+    event_type: ClassVar[str] = "images.image.updated.v1"
+
+
 class ImageActivated(ImageEvent):
     """The image can be downloaded: it was uploaded, or activated again."""
 

@@ -6,7 +6,7 @@ from libs.common.inbox import EventHandler
 from libs.common.quotas import USER_EVENTS, on_user_event
 from services.vms.service import Templates
 
-IMAGE_EVENTS = tuple(f"images.image.{verb}.v1" for verb in ("activated", "deactivated", "deleted"))
+IMAGE_EVENTS = tuple(f"images.image.{verb}.v1" for verb in ("updated", "activated", "deactivated", "deleted"))
 
 
 def handlers(templates: Templates) -> Mapping[str, EventHandler]:

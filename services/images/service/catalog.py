@@ -13,7 +13,7 @@ from libs.common.pagination import PageRequest
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 from services.images.domain import Action, Status, require_deletable
 from services.images.errors import BlobRotten
-from services.images.events import ImageActivated, ImageDeactivated, ImageDeleted
+from services.images.events import ImageActivated, ImageDeactivated, ImageDeleted, ImageUpdated
 from services.images.models import Image
 from services.images.ports import BlobStore
 from services.images.repository import BlobRepository, ImageFilter, ImageRepository, UploadRepository
@@ -49,6 +49,7 @@ class Catalog:
             for name, value in change.model_dump(exclude_none=True, mode="json").items():
                 setattr(image, _COLUMNS.get(name, name), value)
             touch(uow, image)
+            tell(uow, ImageUpdated, image)
             await uow.commit()
         return image
 

@@ -120,7 +120,7 @@ class Templates:
     # What images tells
 
     async def on_image(self, uow: UnitOfWork, event: Event) -> None:
-        """Offer the templates of an image while it is active; make one of it if the policy says so."""
+        """Offer the templates of an image to whom it is offered, while it is active; make one if the policy says so."""
         image_id, told = UUID(event.subject), ImageTold.model_validate(event.data)
         templates = TemplateRepository(uow.session)
         await templates.lock_image(image_id)
@@ -136,8 +136,8 @@ class Templates:
             await self._make_unasked(uow, image_id, told, event.owner)
 
     def _follow(self, uow: UnitOfWork, record: TemplateRecord, verb: str, told: ImageTold) -> None:
-        offered = verb == "activated"
         record.private = told.visibility != "public"
+        offered = record.offered if verb == "updated" else verb == "activated"
         why = None if offered else f"Its image was {verb}" + (f": {told.reason}" if told.reason else "")
         if record.offered == offered:
             return

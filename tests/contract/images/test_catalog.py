@@ -108,7 +108,7 @@ async def test_another_service_may_read_any_image_and_change_none(service: Servi
     assert (await service.http.delete(url, headers=vms)).status_code == 403
 
 
-async def test_a_patch_changes_what_it_names_and_nothing_else(service: Service) -> None:
+async def test_a_patch_changes_what_it_names_and_nothing_else(service: Service, eventually: Eventually) -> None:
     user = await service.new_user()
     before = await service.image(user, description="old")
     url, headers = f"/api/v1/images/{before['id']}", service.as_user(user)
@@ -119,6 +119,14 @@ async def test_a_patch_changes_what_it_names_and_nothing_else(service: Service) 
     assert changed == {"name", "tags", "protected", "os", "os_type", "etag", "updated_at"}
     assert answer.headers["etag"] == after["etag"] == '"2"'
     assert (await service.http.get(url, headers=headers)).json() == after
+    await service.http.patch(url, headers=headers, json={"visibility": "public"})
+
+    def told() -> list[tuple[str, str]]:
+        """To whom the image was told to be offered at each change of it."""
+        events = [event for event in service.heard if event.subject == before["id"]]
+        return [(event.data["name"], event.data["visibility"]) for event in events if ".updated." in event.type]
+
+    await eventually(lambda: told() == [("New", "private"), ("New", "public")])
 
 
 @pytest.mark.parametrize(

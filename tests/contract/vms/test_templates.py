@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,20 @@ async def test_a_private_image_gives_machines_to_its_readers_alone(service: Serv
     service.images.hidden_from_users.clear()
     vm = await service.vm(user, os_type=None, image_id=str(image.id), start=False)
     await service.done("DELETE", f"/api/v1/vms/{vm['id']}", user)
+    await remove(service, template)
+
+
+async def test_a_template_is_offered_to_whom_its_image_is(service: Service) -> None:
+    image = service.images.add(visibility="public")
+    template = await made(service, image_id=str(image.id))
+    user = await service.new_user()
+    for number, visibility, offered in ((7, "private", False), (6, "public", False), (8, "public", True)):
+        await service.bus.publish(image_event(replace(image, visibility=visibility), "updated", number))
+        listed = (await service.call("GET", "/api/v1/templates", user)).text
+        assert (template["id"] in listed) == offered, visibility
+        placed = await service.call("POST", "/api/v1/placements", user, json={"template": template["name"]})
+        assert (placed.status_code == 200) == offered, visibility
+    assert (await shown(service, template["id"]))["offered"]
     await remove(service, template)
 
 
