@@ -162,6 +162,11 @@ class AuthRepository:
         rows: Sequence[ApiKey] = (await self._session.exec(query)).all()
         return rows
 
+    async def note_use(self, key_id: UUID, now: datetime) -> bool:
+        """Note that a key was used; False if it was deleted meanwhile."""
+        statement = update(ApiKey).where(col(ApiKey.id) == key_id).values(last_used_at=now).returning(col(ApiKey.id))
+        return (await self._session.exec(statement)).first() is not None
+
     async def delete_api_key(self, key: ApiKey) -> None:
         await self._session.delete(key)
 

@@ -35,7 +35,7 @@ class ApiKeys:
                 raise Invalid(
                     "The key would have ended already", errors=[FieldError("/body/expires_at", "in the past")]
                 )
-            if await repository.user(UUID(caller.user_id)) is None:
+            if await repository.user(UUID(caller.user_id), lock=True) is None:
                 raise UserNotFound("Your account has been deleted")
             scopes = _without_admin(wanted.scopes, caller)
             parent = await _parent(repository, caller)
@@ -114,7 +114,7 @@ async def _parent(repository: AuthRepository, caller: Principal) -> ApiKey | Non
     kind, _, key_id = caller.session_id.partition(":")
     if kind != "key":
         return None
-    key = await repository.api_key(UUID(key_id))
+    key = await repository.api_key(UUID(key_id), lock=True)
     if key is None:
         raise BadApiKey("The key you use has been deleted")
     return key

@@ -125,7 +125,8 @@ class Sessions:
             if key is None or user is None or user.disabled or not usable or not address_allowed(address, key.cidrs):
                 raise BadApiKey(_BAD_KEY)
             if key.last_used_at is None or now - key.last_used_at > _LAST_USED_EVERY:
-                key.last_used_at = now
+                if not await repository.note_use(key.id, now):
+                    raise BadApiKey(_BAD_KEY)
                 await uow.commit()
             return _key_grant(user, key)
 

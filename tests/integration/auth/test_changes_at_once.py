@@ -53,6 +53,27 @@ async def test_a_login_that_was_checked_against_the_old_password_opens_nothing(
     assert service.rows("SELECT 1 FROM sessions WHERE user_id = %s", person.id) == []
 
 
+async def test_a_key_used_as_it_is_deleted_is_not_valid(service: Service, eventually: Eventually) -> None:
+    person = await service.person()
+    key = await service.key(person.headers)
+    async with holding(service, "DELETE FROM api_keys WHERE id = %s", key["id"]):
+        use = asyncio.create_task(service.exchange(key["key"]))
+        await eventually(lambda: service.rows(_WAITING))
+    answer = await use
+    assert (answer.status_code, answer.json()["type"]) == (401, "/problems/bad-api-key")
+
+
+async def test_a_user_deleted_meanwhile_makes_no_key(service: Service, eventually: Eventually) -> None:
+    person = await service.person()
+    async with holding(service, "DELETE FROM users WHERE id = %s", person.id):
+        making = asyncio.create_task(
+            service.http.post("/api/v1/api-keys", json={"name": "key"}, headers=person.headers)
+        )
+        await eventually(lambda: service.rows(_WAITING))
+    answer = await making
+    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/user-not-found")
+
+
 async def test_of_two_changes_of_one_password_at_once_the_second_is_refused(service: Service) -> None:
     person = await service.person()
     fresh = [f"{FRESH} {number}" for number in range(4)]
