@@ -162,6 +162,10 @@ class AuthRepository:
         rows: Sequence[ApiKey] = (await self._session.exec(query)).all()
         return rows
 
+    async def api_keys_named(self, user_id: UUID, name: str) -> Sequence[ApiKey]:
+        query = select(ApiKey).where(ApiKey.user_id == user_id, ApiKey.name == name).with_for_update()
+        return (await self._session.exec(query)).all()
+
     async def note_use(self, key_id: UUID, now: datetime) -> bool:
         """Note that a key was used; False if it was deleted meanwhile."""
         statement = update(ApiKey).where(col(ApiKey.id) == key_id).values(last_used_at=now).returning(col(ApiKey.id))

@@ -35,7 +35,7 @@ class AuthSettings(ServiceSettings):
     initial_password_file: Path | None = None
     """Where a made-up password is also left (mode 0600), for who did not see it printed."""
     api_key: SecretStr | None = None
-    """An older client's key, seeded for a service account on first start."""
+    """An older client's key, seeded for a service account; another one ends the one before."""
     client_quota: dict[str, int] = Field(default_factory=lambda: dict(_CLIENT_QUOTA))
     """A new client's limits, as JSON; -1 is unlimited."""
     admin_quota: dict[str, int] = Field(default_factory=lambda: dict.fromkeys(RESOURCES, UNLIMITED))

@@ -81,7 +81,10 @@ class ApiKeys:
             await uow.commit()
 
     async def seed(self, user_id: UUID, text: str) -> None:
-        """Store a key that the operator gave in settings, once; raises ValueError for one that would never work."""
+        """Store a key that the operator gave in settings, once, and end the one that was given before.
+
+        Raises ValueError for one that would never work.
+        """
         if is_mistyped_key(text):
             raise ValueError("TELAR_AUTH_API_KEY looks like a key of ours but its checksum is wrong; copy it again")
         async with self._uow() as uow:
@@ -89,6 +92,10 @@ class ApiKeys:
             await repository.alone_at_first_start()
             if await repository.api_key_by_digest(key_digest(text)) is not None:
                 return
+            before = await repository.api_keys_named(user_id, _SEEDED_NAME)
+            for old in before:
+                await _revoke(uow, old)
+                await repository.delete_api_key(old)
             key = ApiKey(
                 id=uuid7(),
                 user_id=user_id,
@@ -100,6 +107,8 @@ class ApiKeys:
                 created_at=uow.clock.now(),
             )
             repository.add(key)
+            for old in before:
+                await record(uow, SYSTEM, "api_key.deleted", str(old.id), name=old.name)
             await record(uow, SYSTEM, "api_key.seeded", str(key.id))
             await uow.commit()
 

@@ -10,8 +10,9 @@ from sqlalchemy import text
 
 from libs.common.db import Database
 from libs.common.uow import UnitOfWorkFactory
+from services.auth.errors import BadApiKey
 from services.auth.main import migrate
-from services.auth.service import ApiKeys, Users
+from services.auth.service import ApiKeys, Sessions, Users
 from services.auth.settings import AuthSettings
 from tests.contract.auth.harness import settings
 
@@ -59,3 +60,16 @@ async def test_replicas_that_start_together_make_everything_once(database: Datab
         for table, count in (("users", 2), ("api_keys", 1), ("audit_entries", 3)):
             rows = await connection.execute(text(f"SELECT count(*) FROM {table}"))  # noqa: S608 - the names above
             assert rows.scalar_one() == count, table
+
+
+async def test_another_key_in_the_settings_ends_the_one_before(database: Database, chosen: AuthSettings) -> None:
+    uow, passwords = UnitOfWorkFactory(database, source="/telar/auth"), TogetherPasswords()
+    account = await Users(uow, passwords, chosen).ensure_service_account()
+    keys, sessions = ApiKeys(uow), Sessions(uow, passwords, chosen)
+    await keys.seed(account.id, "the key that leaked")
+    leaked = await sessions.exchange_key("the key that leaked", address="-")
+    await keys.seed(account.id, "the key that follows")
+    with pytest.raises(BadApiKey):
+        await sessions.exchange_key("the key that leaked", address="-")
+    assert (await sessions.exchange_key("the key that follows", address="-")).user.id == account.id
+    assert [one.subject_id for one in await sessions.revocations()] == [leaked.session_id]
