@@ -9,6 +9,11 @@ class VmNotFound(NotFound):
     title = "No such virtual machine"
 
 
+class VmAmbiguous(Conflict):
+    slug = "vm-ambiguous"
+    title = "Several virtual machines have this number"
+
+
 class OwnerNotFound(NotFound):
     slug = "owner-not-found"
     title = "No such user"

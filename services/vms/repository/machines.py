@@ -100,14 +100,10 @@ class VmRepository:
     async def get(self, vm_id: UUID, *, for_update: bool = False) -> Vm | None:
         return await self._session.get(Vm, vm_id, with_for_update=for_update or None)
 
-    async def by_integer(self, number: int, *, vmid_first: bool) -> Vm | None:
-        """The machine that older clients mean: by VMID or by its record's number."""
-        found = (
-            await self._session.execute(select(Vm).where(or_(col(Vm.vmid) == number, col(Vm.number) == number)))
-        ).scalars()
-        by_key = {("vmid" if vm.vmid == number else "number"): vm for vm in found}
-        first, second = ("vmid", "number") if vmid_first else ("number", "vmid")
-        return by_key.get(first) or by_key.get(second)
+    async def by_integer(self, number: int) -> Sequence[Vm]:
+        """The machines that have this VMID, each on a cluster of its own, or this number."""
+        query = select(Vm).where(or_(col(Vm.vmid) == number, col(Vm.number) == number))
+        return (await self._session.execute(query)).scalars().all()
 
     async def add(self, *vms: Vm) -> None:
         """Add records; their numbers are known afterwards."""

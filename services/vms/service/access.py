@@ -7,7 +7,7 @@ from libs.common.auth import Principal
 from libs.common.etag import check_if_match
 from libs.common.operations import Operation, enqueue
 from libs.common.uow import UnitOfWork
-from services.vms.errors import VmBusy, VmNotFound
+from services.vms.errors import VmAmbiguous, VmBusy, VmNotFound
 from services.vms.models import Vm
 from services.vms.repository import VmRepository
 from services.vms.service.records import RESOURCE_TYPE
@@ -17,16 +17,23 @@ Reference = UUID | tuple[int, bool]
 
 
 async def visible(uow: UnitOfWork, principal: Principal, reference: Reference) -> Vm:
-    """The machine; raises VmNotFound, also for one of somebody else's."""
+    """The machine; raises VmNotFound, also for one of somebody else's, or VmAmbiguous."""
     machines = VmRepository(uow.session)
     if isinstance(reference, UUID):
         vm = await machines.get(reference)
+        found = [] if vm is None or not principal.may_see(vm.owner_id) else [vm]
     else:
         number, vmid_first = reference
-        vm = await machines.by_integer(number, vmid_first=vmid_first)
-    if vm is None or not principal.may_see(vm.owner_id):
+        known = [vm for vm in await machines.by_integer(number) if principal.may_see(vm.owner_id)]
+        by_vmid = [vm for vm in known if vm.vmid == number]
+        by_number = [vm for vm in known if vm.number == number]
+        found = (by_vmid or by_number) if vmid_first else (by_number or by_vmid)
+    if len(found) > 1:
+        ids = ", ".join(sorted(str(vm.id) for vm in found))
+        raise VmAmbiguous(f"Several clusters have a machine of this VMID; ask by its id, one of {ids}")
+    if not found:
         raise VmNotFound("There is no such machine, or it is not yours")
-    return vm
+    return found[0]
 
 
 async def changeable(

@@ -103,3 +103,16 @@ async def test_older_clients_see_a_display_by_a_ticket_in_json(service: Service)
     wrong = await service.call("POST", f"/vm/connect/{vm['vmid']}", user, files={"type": (None, "telnet")})
     assert wrong.status_code == 422
     assert (await service.call("POST", f"/vm/connect/{vm['vmid']}", await service.new_user())).status_code == 404
+
+
+async def test_a_number_means_a_machine_of_the_callers_and_one_alone(service: Service) -> None:
+    user, other = await service.new_user(), await service.new_user()
+    mine, theirs = await service.vm(user, start=False), await service.vm(other, start=False)
+    elsewhere = "UPDATE vms SET vmid = %s, cluster = 'elsewhere' WHERE id = %s"
+    await service.change(elsewhere, mine["vmid"], theirs["id"])
+    for caller, vm in ((user, mine), (other, theirs)):
+        shown = await service.call("GET", f"/vm/{mine['vmid']}", caller)
+        assert shown.json()["id"] == vm["id"], shown.text
+    unclear = await service.call("POST", f"/control-vm/{mine['vmid']}/delete", "an-administrator", role="ADMIN")
+    assert (unclear.status_code, unclear.json()["type"]) == (409, "/problems/vm-ambiguous")
+    assert {mine["id"], theirs["id"]} <= set(unclear.json()["detail"].replace(",", "").split())
