@@ -3,6 +3,7 @@
 from libs.common.auth import Principal
 from libs.common.uow import UnitOfWorkFactory
 from services.vms.domain.history import History, Timeframe
+from services.vms.domain.states import State
 from services.vms.errors import VmState
 from services.vms.service.access import Reference, visible
 from services.vms.service.fleet import Fleet
@@ -20,7 +21,7 @@ class Histories:
         """Raises VmNotFound, VmState for a machine that was not made, or what the cluster says."""
         async with self._uow() as uow:
             vm = await visible(uow, principal, reference)
-        if vm.vmid is None:
+        if vm.vmid is None or State(vm.state) is State.CREATING:
             raise VmState(f"It is {vm.state}; there is no machine to measure")
         found = await locate(self._fleet, vm)
         return await found.cluster.histories.of(found.node, found.vmid, timeframe)

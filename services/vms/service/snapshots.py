@@ -46,7 +46,9 @@ class Snapshots:
         async with self._uow() as uow:
             vm = await visible(uow, principal, reference)
             under_way = await _under_way(uow, vm)
-        found = await self._found(vm)
+        if State(vm.state) is not State.SUSPENDED:
+            require_changeable(State(vm.state), "a snapshot")
+        found = await locate(self._fleet, vm)
         tree = await found.cluster.snapshots.tree(found.node, found.vmid)
         for kind, name in under_way:
             tree = tree.with_state(name, _STATES[kind])

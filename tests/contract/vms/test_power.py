@@ -40,6 +40,27 @@ async def test_a_suspended_machine_is_off_and_goes_on_where_it_was(service: Serv
     assert service.lab.lab.storages.owned(vm["vmid"]) == []
 
 
+async def test_snapshots_of_a_suspended_machine_are_shown(service: Service) -> None:
+    user = await service.new_user()
+    vm = await service.vm(user)
+    path = f"/api/v1/vms/{vm['id']}"
+    await service.done("POST", f"{path}/snapshots", user, json={"name": "one"})
+    await service.done("POST", f"{path}/suspend", user)
+    listed = await service.call("GET", f"{path}/snapshots", user)
+    assert listed.json()["current"] == "one", listed.text
+    assert (await service.call("POST", f"{path}/snapshots", user, json={"name": "two"})).status_code == 409
+
+
+async def test_a_machine_that_is_being_made_has_nothing_to_measure(service: Service) -> None:
+    user = await service.new_user()
+    async with service.fault("slow_task", task_type="qmclone", factor=50):
+        begun = await service.begin(user)
+        for what in ("metrics", "snapshots"):
+            answer = await service.call("GET", f"/api/v1/vms/{begun['vm']['id']}/{what}", user)
+            assert (answer.status_code, answer.json()["type"]) == (409, "/problems/vm-state"), answer.text
+    await service.ended(begun["id"], user)
+
+
 async def test_a_machine_that_was_suspended_by_others_is_noticed(service: Service, eventually: Eventually) -> None:
     user = await service.new_user()
     vm = await service.vm(user)
