@@ -275,7 +275,8 @@ class TemplateSagas:
             return
         touch_template(uow, record)
         if operation.state is not OperationState.SUCCEEDED:
-            record.state = TemplateStatus.READY if record.copies else TemplateStatus.FAILED
+            left = TemplateStatus.READY if record.copies else TemplateStatus.FAILED
+            record.state = TemplateStatus(operation.input.get("was", left))
             record.reason = str((operation.error or {}).get("detail", operation.message))
             return
         if record.image_id is not None:

@@ -1,6 +1,6 @@
 """Templates that administrators add, of catalog images or of what a cluster has, and what images tell of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -111,9 +111,10 @@ class Templates:
             machines = await templates.machines_of(template_id)
             if machines:
                 raise TemplateInUse(f"{machines} machines were made of it and must be deleted first")
+            was = {"was": record.state}
             record.state = TemplateStatus.DELETING
             touch_template(uow, record)
-            operation = await _enqueue(uow, "template.delete", record)
+            operation = await _enqueue(uow, "template.delete", record, was)
             await uow.commit()
         return record, operation
 
@@ -235,7 +236,7 @@ class Templates:
         record.created_at = record.updated_at = uow.clock.now()
         await TemplateRepository(uow.session).add(record)
         tell_template(uow, TemplateCreated, record)
-        return await _enqueue(uow, "template.create", record)
+        return await _enqueue(uow, "template.create", record, {})
 
 
 def _more_than(found: Sequence[tuple[str, Template]], records: Sequence[TemplateRecord]) -> bool:
@@ -267,7 +268,7 @@ def tell_template(uow: UnitOfWork, event: type[TemplateEvent], record: TemplateR
     uow.add_event(told, subject=str(record.id), owner=record.owner_id, sequence=record.version)
 
 
-async def _enqueue(uow: UnitOfWork, kind: str, record: TemplateRecord) -> Operation:
+async def _enqueue(uow: UnitOfWork, kind: str, record: TemplateRecord, given: Mapping[str, str]) -> Operation:
     return await enqueue(
-        uow, kind=kind, resource_type=TEMPLATE, resource_id=str(record.id), owner_id=record.owner_id, input={}
+        uow, kind=kind, resource_type=TEMPLATE, resource_id=str(record.id), owner_id=record.owner_id, input=given
     )

@@ -189,6 +189,17 @@ async def test_a_private_image_gives_machines_to_its_readers_alone(service: Serv
     await remove(service, template)
 
 
+async def test_a_removal_that_fails_leaves_a_template_what_it_was(service: Service) -> None:
+    template = await made(service, image_id=str(service.images.add().id))
+    await service.change("UPDATE templates SET state = 'failed' WHERE id = %s", template["id"])
+    path = f"/api/v1/templates/{template['id']}"
+    async with service.fault("task_failure", task_type="qmdestroy", message="no"):
+        begun = await service.call("DELETE", path, ADMIN, role="ADMIN")
+        assert (await service.ended(begun.json()["id"], ADMIN))["state"] == "failed"
+    assert (await shown(service, template["id"]))["state"] == "failed"
+    await remove(service, template)
+
+
 async def test_a_template_is_offered_to_whom_its_image_is(service: Service) -> None:
     image = service.images.add(visibility="public")
     template = await made(service, image_id=str(image.id))
