@@ -98,9 +98,11 @@ class DownloadRoutes:
 
     async def _redirect(self, principal: Principal, image_id: UUID, request: Request) -> Response:
         link = await self._downloads.link(principal, image_id, expires_s=self._link_seconds)
-        if link.url is not None and request.method == "GET":
+        target = self._path(link)
+        if link.url is not None and request.method == "GET":  # of which alone S3's signature is good
             await self._downloads.count(image_id)
-        return RedirectResponse(link.url or self._path(link), 307, headers={"cache-control": _NO_STORE})
+            target = link.url
+        return RedirectResponse(target, 307, headers={"cache-control": _NO_STORE})
 
     def _path(self, link: Link) -> str:
         return f"{self._prefix}{_FILES}/{link.token}/{quote(file_name(link.image.name, link.image.format), safe='')}"

@@ -168,6 +168,9 @@ async def test_a_link_leads_to_the_file(site: Site, service: Service) -> None:
         "attachment; filename=\"Zurich.img\"; filename*=UTF-8''Z%C3%BCrich.img"
     )
     assert file.headers["content-type"] == "application/octet-stream"
+    looked = await service.http.head(url, headers=service.as_user(owner))
+    assert looked.headers["location"].startswith("/api/v1/image-files/")  # S3 refuses a HEAD by what is signed for GET
+    assert (await service.http.head(looked.headers["location"])).headers["content-length"] == str(len(CONTENT))
 
 
 async def test_a_bucket_that_is_not_there_stops_the_start(endpoint: str, new_database_url: str, tmp_path: Path) -> None:
