@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form
 
 from libs.common.auth import AdminOnly, CurrentUser, requires_scope
+from libs.common.peers import ClientAddress
 from services.auth.errors import UserNotFound
 from services.auth.models import User
 from services.auth.schemas import LegacyUser, OwnedOut
@@ -20,8 +21,9 @@ def legacy_router(users: Users) -> APIRouter:
         userid: Annotated[str, Form(min_length=1, max_length=100)],
         username: Annotated[str, Form(min_length=1, max_length=64)],
         admin: AdminOnly,
+        address: ClientAddress,
     ) -> LegacyUser:
-        user = await users.create_external(userid, username, admin, "-")
+        user = await users.create_external(userid, username, admin, address)
         return _legacy(user, [])
 
     @routes.get("/{userid}")

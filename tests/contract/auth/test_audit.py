@@ -42,6 +42,15 @@ async def test_entries_tell_who_did_what_to_whom_from_where(service: Service) ->
     assert PASSWORD not in answer.text
 
 
+async def test_an_account_made_by_an_older_client_tells_from_where(service: Service) -> None:
+    headers = {**service.admin, "x-forwarded-for": "203.0.113.9"}
+    form = {"userid": "audited", "username": "audited"}
+    made = await service.http.post("/users", data=form, headers=headers)
+    query = {"target": made.json()["id"]}
+    [entry] = (await service.http.get("/api/v1/audit", params=query, headers=service.admin)).json()["items"]
+    assert (entry["action"], entry["address"]) == ("user.created", "203.0.113.9")
+
+
 async def test_the_log_is_paged_newest_first_without_gap_or_double(service: Service) -> None:
     for _ in range(3):
         await service.person()
