@@ -9,6 +9,7 @@ from typing import Any
 import docker
 import yaml
 from docker.errors import APIError, NotFound
+from docker.types import CancellableStream
 
 from services.containers.adapters.compose import ComposeCommand
 from services.containers.adapters.engine import DockerEngine
@@ -101,10 +102,15 @@ class SwarmEngine(DockerEngine):
             await asyncio.sleep(_POLL_S)
 
     def _opening(self, container: Observed, tail: int, *, follow: bool) -> Callable[[docker.DockerClient], Any]:
-        name = f"{container.project}_{container.service}"
-        return lambda client: client.api.service_logs(
-            name, stdout=True, stderr=True, follow=follow, timestamps=True, tail=str(tail)
-        )
+        wanted = {"stdout": True, "stderr": True, "follow": follow, "timestamps": True, "tail": str(tail)}
+        return lambda client: _service_logs(client.api, f"{container.project}_{container.service}", wanted)
+
+
+def _service_logs(api: Any, name: str, wanted: Mapping[str, Any]) -> "CancellableStream[bytes]":
+    """What docker-py's `service_logs` gives, except that it can be closed while a thread waits for its next line."""
+    response = api._get(api._url("/services/{0}/logs", name), params=wanted, stream=True)  # noqa: SLF001
+    api._raise_for_status(response)  # noqa: SLF001 - there is no public way
+    return CancellableStream(api._multiplexed_response_stream_helper(response), response)  # noqa: SLF001
 
 
 def _services(client: docker.DockerClient, project: str | None) -> list[dict[str, Any]]:
