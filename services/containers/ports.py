@@ -76,6 +76,9 @@ class Engine(Protocol):
     async def remove_project(self, project: str, *, keep_volumes: bool = False) -> None:
         """Remove whatever bears the project's label: containers, networks, volumes."""
 
+    async def require_logs(self, project: str, service: str | None = None) -> None:
+        """Raise TooManyLogStreams unless these logs could be read now."""
+
     def logs(self, project: str, *, tail: int, follow: bool, service: str | None = None) -> AsyncIterator[LogLine]:
         """The last `tail` lines of each container, then, if `follow`, each new one until the caller closes.
 

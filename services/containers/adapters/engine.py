@@ -142,18 +142,26 @@ class DockerEngine:
             await asyncio.to_thread(close_stream, stream)
         raise EngineUnavailable
 
+    async def require_logs(self, project: str, service: str | None = None) -> None:
+        await self._logged(project, service)
+
     async def logs(
         self, project: str, *, tail: int, follow: bool, service: str | None = None
     ) -> AsyncIterator[LogLine]:
-        containers = [one for one in await self.observe(project) if service in (None, one.service)]
-        if self._streams_left < len(containers):
-            raise TooManyLogStreams("Try again when others have stopped reading", retry_after_s=10)
+        containers = await self._logged(project, service)
         self._streams_left -= len(containers)
         try:
             async for line in self._merged(containers, tail, follow=follow):
                 yield line
         finally:
             self._streams_left += len(containers)
+
+    async def _logged(self, project: str, service: str | None) -> Sequence[Observed]:
+        """The containers whose logs are to be read; raises TooManyLogStreams."""
+        containers = [one for one in await self.observe(project) if service in (None, one.service)]
+        if self._streams_left < len(containers):
+            raise TooManyLogStreams("Try again when others have stopped reading", retry_after_s=10)
+        return containers
 
     async def _merged(self, containers: Sequence[Observed], tail: int, *, follow: bool) -> AsyncIterator[LogLine]:
         """The lines of several containers in the order they come, each read by a thread of its own."""

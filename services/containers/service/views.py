@@ -52,9 +52,9 @@ class Views:
         is_known = containers is not None
         return [self._shown(stack, by_project[stack.project], is_known=is_known) for stack in stacks]
 
-    async def require_engine(self) -> None:
-        """Raise EngineUnavailable unless the engine answers."""
-        await self._engine.ping()
+    async def require_logs(self, stack: Stack, service: str | None) -> None:
+        """Raise EngineUnavailable or TooManyLogStreams unless `logs` could be read now."""
+        await self._engine.require_logs(stack.project, service)
 
     def recorded(self, stack: Stack) -> StackOut:
         """The record alone: for answers to work that has only been accepted."""

@@ -165,6 +165,18 @@ async def test_logs_are_streamed_and_followed(service: Service) -> None:
     await service.act(user, stack["id"], "delete")
 
 
+async def test_logs_that_are_too_many_are_refused_before_their_stream_begins(own_database: str, tmp_path: Path) -> None:
+    async with running(own_database, tmp_path, max_log_streams=1) as service:
+        user = await service.new_user()
+        text = "services: {a: {image: 'telar/nginx:1.26'}, b: {image: 'telar/nginx:1.26'}}"
+        stack = await service.done(user, await service.create(user, compose=text, service_types=[]))
+        path, headers = f"/api/v1/stacks/{stack['id']}/logs", service.as_user(user)
+        refused = await service.http.get(path, headers=headers)
+        assert (refused.status_code, refused.json()["type"]) == (503, "/problems/too-many-log-streams")
+        assert (await service.http.get(path, headers=headers, params={"service": "a"})).status_code == 200
+        await service.act(user, stack["id"], "delete")
+
+
 async def test_another_owner_sees_nothing_and_an_administrator_all(service: Service) -> None:
     user, other = await service.new_user(), await service.new_user()
     stack = await service.done(user, await service.create(user))
