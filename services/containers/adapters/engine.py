@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ _PROJECT_LABEL = "com.docker.compose.project"
 _SERVICE_LABEL = "com.docker.compose.service"
 _TIMEOUT_S = 30
 _CONNECT_S = 2.0
+_CONNECTIONS = 32
 _QUEUED_LINES = 1000
 _CHECK_TIMEOUT_S = 30.0
 _CHECK_FIRST_S, _CHECK_MOST_S = 0.01, 0.5
@@ -57,12 +59,15 @@ class DockerEngine:
         self._host = docker_host
         self._client: docker.DockerClient | None = None
         self._making = threading.Lock()
+        # Of its own: an engine that hangs, or measures for a second, keeps no thread from anything else.
+        self._threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="docker")
         self._streams_left = max_log_streams
 
     async def ping(self) -> None:
         await self._in_thread(lambda client: client.ping())
 
     async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             await asyncio.to_thread(self._client.close)
 
@@ -204,13 +209,13 @@ class DockerEngine:
             except DockerException as error:
                 raise EngineUnavailable from error
 
-        return await asyncio.to_thread(run)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
     def _connected(self) -> docker.DockerClient:
         with self._making:
             if self._client is None:
                 self._probe()
-                self._client = docker.DockerClient(base_url=self._host, timeout=_TIMEOUT_S, max_pool_size=32)
+                self._client = docker.DockerClient(base_url=self._host, timeout=_TIMEOUT_S, max_pool_size=_CONNECTIONS)
             return self._client
 
     def _probe(self) -> None:
