@@ -17,7 +17,7 @@ from services.containers.adapters.processes import started
 from services.containers.domain.compose import COMPOSE_FILE
 from services.containers.errors import ComposeRefused, EngineBusy, EngineFailed, EngineUnavailable, PortTaken
 
-_STOP_TIMEOUT_S = 10
+_DOWN_TIMEOUT_S = 10
 _RESOLVE_TIMEOUT_S = 20.0
 _LOCK_WAIT_S = 20.0
 _LOCK_POLL_S = 0.1
@@ -44,14 +44,14 @@ class ComposeCommand:
     async def down(self, project: str, folder: Path, *, keep_volumes: bool = False) -> None:
         if await asyncio.to_thread((folder / COMPOSE_FILE).exists):
             volumes = () if keep_volumes else ("--volumes",)
-            await self._run(project, folder, "down", *volumes, "--remove-orphans", "--timeout", str(_STOP_TIMEOUT_S))
+            await self._run(project, folder, "down", *volumes, "--remove-orphans", "--timeout", str(_DOWN_TIMEOUT_S))
 
     async def start(self, project: str, folder: Path) -> None:
         """Bring it up as its file says: a container that somebody removed comes back, too."""
         await self.up(project, folder)
 
     async def stop(self, project: str, folder: Path) -> None:
-        await self._run(project, folder, "stop", "--timeout", str(_STOP_TIMEOUT_S))
+        await self._run(project, folder, "stop")
 
     async def restart(self, project: str, folder: Path) -> None:
         """Stop it and bring it up again: compose's own restart would not wait for builds and dependencies."""

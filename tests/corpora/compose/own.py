@@ -32,6 +32,7 @@ ACCEPTED: dict[str, str] = {
     "restart": "services: {a: {image: x, restart: on-failure}, b: {image: x, restart: 'no'}}",
     "old version key": "version: '3.8'\nservices: {a: {image: x}}",
     "image with registry and digest": f"services: {{a: {{image: 'ghcr.io/a/b:1@sha256:{'0' * 64}'}}}}",
+    "time to end": "services: {a: {image: x, stop_grace_period: 120s}, b: {image: x, stop_grace_period: 1m30s}}",
     "logging": "services: {a: {image: x, logging: {driver: json-file, options: {max-size: 1m, max-file: '2'}}}}",
 }
 VARIABLES = {"TAG": "1.2"}
@@ -43,6 +44,8 @@ def _service(text: str) -> str:
 
 REFUSED: dict[str, tuple[str, str]] = {
     "privileged": ("services.web.privileged", _service("privileged: true")),
+    "an hour to end": ("services.web.stop_grace_period", _service("stop_grace_period: 1h")),
+    "three minutes to end": ("services.web.stop_grace_period", _service("stop_grace_period: 3m")),
     "capability": ("services.web.cap_add", _service("cap_add: [SYS_ADMIN]")),
     "all capabilities": ("services.web.cap_add", _service("cap_add: [ALL]")),
     "device": ("services.web.devices", _service("devices: ['/dev/kvm:/dev/kvm']")),

@@ -117,3 +117,14 @@ async def test_a_host_port_asked_for_is_given_once(service: Service) -> None:
     assert privileged.json()["errors"][0]["pointer"] == "/compose/services.a.ports"
     assert service.used(user)["stacks"] == 1
     await service.act(user, stack["id"], "delete")
+
+
+async def test_a_service_has_the_time_to_end_that_its_file_gives_it(service: Service) -> None:
+    user = await service.new_user()
+    command = "[sh, -c, \"trap 'sleep 11; exit 7' TERM; while :; do sleep 0.1; done\"]"
+    text = f"services: {{a: {{image: 'telar/nginx:1.26', command: {command}, stop_grace_period: 90s,"
+    text += " stop_signal: SIGTERM, healthcheck: {disable: true}}}"
+    stack = await service.done(user, await service.create(user, name="slow", compose=text, service_types=[]))
+    await service.act(user, stack["id"], "stop")
+    assert (await service.get(user, stack["id"]))["services"][0]["exit_code"] == 7, "it was killed before"
+    await service.act(user, stack["id"], "delete")

@@ -137,7 +137,7 @@ SERVICE_RULES: Mapping[str, Rule] = {
     "depends_on": _free(values.depends_on),
     "healthcheck": _free(values.healthcheck),
     "restart": _free(values.one_of, ("no", "always", "unless-stopped", "on-failure")),
-    "stop_grace_period": _free(values.text),
+    "stop_grace_period": _free(values.grace_period),
     "stop_signal": _free(values.text),
     "pull_policy": _free(values.one_of, ("missing", "if_not_present", "never")),
     "init": _free(values.boolean),

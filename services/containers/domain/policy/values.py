@@ -12,6 +12,8 @@ _SIZE = re.compile(r"([0-9]{1,18})([bkmg]?)b?", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _INTERPOLATION = re.compile(r"(?<!\$)(\$\$)*\$(?!\$)")
 _TMPFS = re.compile(r"/[^:,]*:(?=.*\bsize=)(?:(?:size=[0-9]+[kmg]?|mode=[0-7]{3,4}|noexec|nosuid|nodev)(?:,|$))+")
+_SECONDS = re.compile(r"(?=.)(?:([0-9]{1,4})m)?(?:([0-9]{1,4})s)?")
+_MAX_GRACE_S = 120
 _MAX_LOG_BYTES = 100 * 1024**2
 _MAX_LOG_FILES = 10
 
@@ -98,6 +100,13 @@ def environment(path: str, value: Any) -> Findings:
     for name, inner in value.items():
         if not isinstance(inner, str | int | float):
             yield refuse(f"{path}.{name}", "must have a value in the file")
+
+
+def grace_period(path: str, value: Any) -> Findings:
+    """It is waited for whenever the container is replaced or stopped."""
+    found = _SECONDS.fullmatch(value) if isinstance(value, str) else None
+    if found is None or 60 * int(found[1] or 0) + int(found[2] or 0) > _MAX_GRACE_S:
+        yield refuse(path, "must be whole seconds and at most 2m")
 
 
 def depends_on(path: str, value: Any) -> Findings:
