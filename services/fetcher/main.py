@@ -161,7 +161,7 @@ class _Fetcher:
             jobs,
             items,
             lifecycle,
-            Planner(lease, items, self.source, self.pictures),
+            Planner(lease, items, self.source, self.pictures, on_items=self.scheduler.look_again),
             WriteBack(lease, items, self.source),
             Purger(lease, items, self.pictures),
             self.scheduler,

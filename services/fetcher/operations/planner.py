@@ -1,7 +1,7 @@
 """Planning: stream the source documents and write one item per picture, again and again to the same ids."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,10 @@ _log = structlog.get_logger()
 
 
 class Planner:
-    """Plans a job under a lease that each batch renews; a plan that was cut goes on behind its last written batch."""
+    """Plans a job under a lease that each batch renews; a plan that was cut goes on behind its last written batch.
+
+    `on_items` is called with the job's id as often as items of it were written.
+    """
 
     def __init__(
         self,
@@ -29,8 +32,11 @@ class Planner:
         items: ItemRepository,
         source: SourceCollections,
         store: PictureStore,
+        *,
+        on_items: Callable[[str], None],
     ) -> None:
         self._lease = lease
+        self._on_items = on_items
         self._items = items
         self._source = source
         self._selection = Selection(source)
@@ -84,7 +90,7 @@ class Planner:
             else:
                 written = json_util.dumps(document["_id"]) == job.planned_to
             if len(batch) >= _BATCH or (not written and documents % _BATCH == 0):
-                await self._items.add(batch)
+                await self._add(job, batch)
                 batch = []
                 planned_to = json_util.dumps(document["_id"]) if written else job.planned_to
                 if not await self._lease.renew_unless_stopped(
@@ -93,8 +99,13 @@ class Planner:
                     return None
         if not written:
             return await self._write(replace(job, planned_to=None), query, field)
-        await self._items.add(batch)
+        await self._add(job, batch)
         return documents
+
+    async def _add(self, job: Job, batch: list[Item]) -> None:
+        if batch:
+            await self._items.add(batch)
+            self._on_items(job.id)
 
 
 def items_of(job: Job, document: Mapping[str, Any], field: str) -> list[Item]:

@@ -66,6 +66,7 @@ class Scheduler:
         self._jobs: dict[str, Job] = {}
         self._waiting: defaultdict[Lane, deque[Item]] = defaultdict(deque)
         self._found_all: dict[str, tuple[int, set[str]]] = {}
+        self._grown: set[str] = set()
         self._running: dict[asyncio.Task[None], Item] = {}
         self._wake = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
@@ -85,6 +86,12 @@ class Scheduler:
         return not (self._running or self._waiting or len(self._outcomes))
 
     def wake(self) -> None:
+        self._wake.set()
+
+    def look_again(self, job_id: str) -> None:
+        """The job has new items: what the last look found is no longer all there is."""
+        self._grown.add(job_id)
+        self._found_all.pop(job_id, None)
         self._wake.set()
 
     def room(self) -> None:
@@ -121,6 +128,7 @@ class Scheduler:
         self._jobs = dict(jobs)
         for job_id in gone:
             self._found_all.pop(job_id, None)
+            self._grown.discard(job_id)
             cancelled = states.get(job_id) not in (JobState.PAUSED, JobState.RUNNING)
             await self._drop({job_id}, ItemState.CANCELLED if cancelled else ItemState.PENDING)
         if jobs:
@@ -205,6 +213,7 @@ class Scheduler:
             now_ms = self._now_ms()
             if self._exhausted(job.id, aside, now_ms):
                 continue
+            self._grown.discard(job.id)
             taken = await self._items.claim(
                 job.id,
                 limit=room,
@@ -216,7 +225,7 @@ class Scheduler:
             if job.id not in self._jobs:  # paused or cancelled while they were being taken
                 await self._give_back(taken)
                 continue
-            if len(taken) < room:
+            if len(taken) < room and job.id not in self._grown:
                 ended_ms = self._now_ms()
                 rest_ms = min(_MOST_REST_MS, (ended_ms - now_ms) * _REST) if aside else 0
                 self._found_all[job.id] = (ended_ms + max(int(_POLL_S * 1000), rest_ms), aside)

@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from services.fetcher.adapters.storage import FolderStore
 from services.fetcher.domain.jobs import ItemState
 from services.fetcher.domain.troubles import Manners
@@ -78,7 +80,12 @@ async def test_items_taken_by_a_call_whose_answer_was_lost_are_not_held_for_ever
 
 
 def scheduling(
-    store: MongoStore, repository: MongoItems, worker: ItemWorker, folder: Path
+    store: MongoStore,
+    repository: MongoItems,
+    worker: ItemWorker,
+    folder: Path,
+    *,
+    now_ms: Callable[[], int] | None = None,
 ) -> tuple[Scheduler, Committer]:
     """A scheduler of one download at a time, and the committer it is started with."""
     scheduler = Scheduler(
@@ -88,7 +95,7 @@ def scheduling(
         Rules(max_downloads=1, max_per_domain=1, max_unwritten=1, rate_per_domain=None, max_attempts=1),
         holder="test",
         lease_ms=60_000,
-        now_ms=store.now_ms,
+        now_ms=now_ms or store.now_ms,
     )
     committer = Committer(
         repository,
@@ -122,3 +129,39 @@ async def test_a_place_that_frees_goes_to_the_job_served_longest_ago(
     downloads.go.release()
     await scheduler.close()
     assert downloads.turns.count(SMALL) == 4
+
+
+class Looks(MongoItems):
+    """A job store that counts the looks at it, and answers when the test lets it."""
+
+    count = 0
+
+    def __init__(self, store: MongoStore) -> None:
+        super().__init__(store)
+        self.go = asyncio.Event()
+
+    async def claim(self, job_id: str, **options: Any) -> list[Item]:
+        taken = await super().claim(job_id, **options)
+        self.count += 1
+        await self.go.wait()
+        return taken
+
+
+@pytest.mark.parametrize("during", [False, True], ids=["after the look", "during the look"])
+async def test_new_items_of_a_job_are_taken_however_fresh_the_last_look(
+    store: MongoStore, tmp_path: Path, eventually: Callable[..., Awaitable[None]], *, during: bool
+) -> None:
+    repository, downloads = Looks(store), OneAtATime()
+    if not during:
+        repository.go.set()
+    worker = cast("ItemWorker", downloads)
+    scheduler, committer = scheduling(store, repository, worker, tmp_path, now_ms=lambda: 1)  # no look ages
+    await scheduler.set_jobs({SMALL: job(id=SMALL)}, {})
+    scheduler.start(committer)
+    await eventually(lambda: repository.count == 1)
+    await repository.add([item(1, job_id=SMALL)])
+    scheduler.look_again(SMALL)
+    repository.go.set()
+    await eventually(lambda: downloads.turns == [SMALL])
+    downloads.go.release()
+    await scheduler.close()
