@@ -212,7 +212,13 @@ class OutboxRelay:
         self._notifications = notifications
         self._batch_size = batch_size
         self._poll_s = poll_s
+        self._woken: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
         self._task: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """An event was written, to a store that sends no notifications: look at once."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._woken.put_nowait("")
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="outbox-relay")
@@ -225,7 +231,7 @@ class OutboxRelay:
 
     async def _run(self) -> None:
         with contextlib.ExitStack() as stack:
-            wake = stack.enter_context(self._notifications.watch(CHANNEL)) if self._notifications else asyncio.Queue()
+            wake = stack.enter_context(self._notifications.watch(CHANNEL)) if self._notifications else self._woken
             delay_s = 0.0
             sweeps = 0
             while True:

@@ -100,7 +100,7 @@ class _Fetcher:
             max_frames=settings.max_frames,
             timeout_s=settings.decode_timeout_s,
         )
-        jobs, items = MongoJobs(self.store), MongoItems(self.store)
+        jobs, items = MongoJobs(self.store, on_event=self._relay.wake), MongoItems(self.store)
         self.job_store = jobs
         lifecycle = Lifecycle(jobs, items, self.accounts, SystemClock(), source=f"/telar/{SERVICE}")
         self.runner = self._runner(settings, jobs, items, lifecycle)

@@ -86,7 +86,10 @@ class ItemRepository(Protocol):
     ) -> None:
         """Move all of a job's items in one state (that `only` matches) to another; their attempts begin anew."""
 
-    async def has_open(self, job_id: str) -> bool: ...
+    async def counts_if_ended(self, job_id: str) -> dict[str, int] | None:
+        """Items by state, if none of them is pending or under way."""
+        ...
+
     async def counts(self, job_id: str) -> tuple[dict[str, int], int]:
         """Items by state, and the bytes of all fetched ones."""
         ...

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
@@ -106,10 +106,11 @@ class JobRunner:
         for job in running.values():
             if not job.planned:
                 self._work_on(job, self._planner.plan)
-            elif not self._scheduler.busy_with(job.id) and not await self._items.has_open(job.id):
-                if job.write_back is None or job.written_back:
-                    await self._end(job)
-                else:
+            elif not self._scheduler.busy_with(job.id):
+                counts = await self._items.counts_if_ended(job.id)
+                if counts is not None and (job.write_back is None or job.written_back):
+                    await self._end(job, counts)
+                elif counts is not None:
                     self._work_on(job, self._write_back.run)
         for job in jobs:
             if job.state is JobState.DELETED and not job.purged:
@@ -121,12 +122,11 @@ class JobRunner:
             if job is None or job.state is not JobState.RUNNING or await self._lifecycle.pause_full(job):
                 self._full.discard(job_id)
 
-    async def _end(self, job: Job) -> None:
-        counts, _ = await self._items.counts(job.id)
+    async def _end(self, job: Job, counts: Mapping[str, int]) -> None:
         state = outcome(counts)
         error = "nothing-fetched" if state is JobState.FAILED else None
         detail = "None of the pictures could be fetched; see the items' reasons" if error else None
-        if await self._lifecycle.end(job, state, error=error, error_detail=detail):
+        if await self._lifecycle.end(job, state, items=counts, error=error, error_detail=detail):
             _log.info("job_ended", job_id=job.id, state=state.value, items=counts)
 
     def _work_on(self, job: Job, work: Callable[[Job], Awaitable[bool]]) -> None:

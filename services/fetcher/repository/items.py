@@ -115,15 +115,16 @@ class MongoItems:
         with job_store_errors():
             await self._items.update_many(query, {"$set": changes})
 
-    async def has_open(self, job_id: str) -> bool:
+    async def counts_if_ended(self, job_id: str) -> dict[str, int] | None:
         """A query sees items change state under it, so that «none is open» is believed only if all have ended."""
         with job_store_errors():
             for state in OPEN_ITEMS:
                 if await self._items.find_one(equal(job_id=job_id, state=state.value), {"_id": 1}):
-                    return True
+                    return None
         counts, _ = await self.counts(job_id)
         ended = sum(counts[state] for state in _ENDED)
-        return ended < sum(int(row["items"]) for row in await self._grouped(equal(job_id=job_id), "job_id"))
+        all_items = sum(int(row["items"]) for row in await self._grouped(equal(job_id=job_id), "job_id"))
+        return counts if ended >= all_items else None
 
     async def counts(self, job_id: str) -> tuple[dict[str, int], int]:
         rows = await self._grouped(equal(job_id=job_id), "state")

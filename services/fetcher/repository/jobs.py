@@ -1,6 +1,6 @@
 """Jobs in MongoDB. A change and its event are one update of one document (`event_<version>` fields)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +19,11 @@ def event_field(version: int) -> str:
 
 
 class MongoJobs:
-    """Implements `ports.JobRepository`."""
+    """Implements `ports.JobRepository`; calls `on_event` when an event was written."""
 
-    def __init__(self, store: MongoStore) -> None:
+    def __init__(self, store: MongoStore, *, on_event: Callable[[], None] = lambda: None) -> None:
         self._store = store
+        self._on_event = on_event
         self._jobs = store.database["jobs"]
 
     async def add(self, job: Job, event: Event) -> None:
@@ -33,6 +34,7 @@ class MongoJobs:
         }
         with job_store_errors():
             await self._jobs.insert_one({**job.to_document(), **outbox, "planner": None, "planner_until_ms": 0})
+        self._on_event()
 
     async def get(self, job_id: str) -> Job | None:
         with job_store_errors():
@@ -51,7 +53,11 @@ class MongoJobs:
             update["$inc"] = {"outbox_waiting": 1}
         with job_store_errors():
             result = await self._jobs.update_one({"_id": job.id, "version": job.version}, update)
-        return changed if result.matched_count else None
+        if not result.matched_count:
+            return None
+        if event is not None:
+            self._on_event()
+        return changed
 
     async def page(
         self, *, owner_id: str | None, states: Collection[JobState], before: str | None, limit: int

@@ -103,18 +103,25 @@ class Lifecycle:
         )
 
     async def end(
-        self, job: Job, state: JobState, *, error: str | None = None, error_detail: str | None = None
+        self,
+        job: Job,
+        state: JobState,
+        *,
+        items: Mapping[str, int] | None = None,
+        error: str | None = None,
+        error_detail: str | None = None,
     ) -> Job | None:
-        """Complete, fail or cancel a job and give its slot back."""
+        """Complete, fail or cancel a job and give its slot back; `items` are its counts, where they are known."""
         self._check(job, state)
         usage = await self._accounts.begin_release(job.owner_id, job.id)
-        counts, _ = await self._items.counts(job.id)
+        if items is None:
+            items, _ = await self._items.counts(job.id)
         changed = await self._change(
             job,
             state,
             _ENDING[state],
             usage=usage,
-            items=counts,
+            items=items,
             finished_at_ms=self.now_ms(),
             error=error,
             error_detail=error_detail,

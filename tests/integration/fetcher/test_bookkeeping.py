@@ -1,6 +1,7 @@
 """What the job store keeps for the fetcher as every service does: outbox, inbox, slots, idempotency keys."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
@@ -14,7 +15,7 @@ from libs.common.errors import Forbidden, QuotaExceeded, Unavailable
 from libs.common.events import Event
 from libs.common.idempotency import AnswerLost, IdempotencyKeyReused, StillRunning, Stored
 from libs.common.inbox import DeadLetterNotFound
-from libs.common.outbox import Pending
+from libs.common.outbox import OutboxRelay, Pending
 from services.fetcher.domain.jobs import JobState
 from services.fetcher.models import ItemFilter
 from services.fetcher.repository import (
@@ -52,6 +53,30 @@ async def test_events_leave_in_order_and_only_published_ones_go(store: MongoStor
         ["fetcher.job.started.v1", "fetcher.job.completed.v1"],
     ]
     assert (await outbox.lag())[0] == 1
+
+
+async def test_an_event_wakes_the_relay_of_the_process_that_wrote_it(
+    store: MongoStore, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    bus, seen = LocalBus(), list[str]()
+
+    async def keep(event: Event) -> None:
+        seen.append(event.type)
+
+    async def dead(_letter: DeadLetter) -> None:
+        pytest.fail("an event could not be handled")
+
+    await bus.start()
+    await bus.subscribe("everything", ("fetcher.#",), keep, dead)
+    relay = OutboxRelay(MongoOutboxStore(store), bus, poll_s=3_600)
+    jobs = MongoJobs(store, on_event=relay.wake)
+    await relay.start()
+    await jobs.add(job(), event("job-001"))
+    await eventually(lambda: seen == ["fetcher.job.created.v1"])
+    await jobs.change(job(), event("job-001", "fetcher.job.started.v1", 2), state=JobState.RUNNING)
+    await eventually(lambda: seen == ["fetcher.job.created.v1", "fetcher.job.started.v1"])
+    await relay.close()
+    await bus.close()
 
 
 async def test_only_one_relay_works_at_a_time(store: MongoStore) -> None:

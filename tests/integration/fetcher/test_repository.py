@@ -152,7 +152,7 @@ async def test_items_are_tallied_by_state_and_domain(store: MongoStore) -> None:
     await items.settle("a", [(claimed, outcomes[claimed.id]) for claimed in taken if claimed.id in outcomes])
     tallies = [(row.domain, row.items, row.size_bytes) for row in await items.domains("job-001")]
     assert tallies == [("a.example", {"downloading": 1, "completed": 1}, 5), ("b.example", {"failed": 1}, 0)]
-    assert await items.has_open("job-001")
+    assert await items.counts_if_ended("job-001") is None
     assert await items.ended_since("job-001", store.now_ms() - 60_000) == 2
     page = await items.page("job-001", ItemFilter(reason="http-404"), after=None, limit=5)
     assert [found.id for found in page] == ["job-001:00003"]
@@ -165,7 +165,9 @@ async def test_items_are_paged_by_id_and_moved_and_deleted_together(store: Mongo
     rest = await items.page("job-001", ItemFilter(state=ItemState.PENDING), after=first[-1].id, limit=40)
     assert [found.document_id for found in [*first, *rest]] == [str(number) for number in range(10)]
     await items.move("job-001", ItemState.PENDING, ItemState.CANCELLED, now_ms=5)
-    assert not await items.has_open("job-001")
+    counts = await items.counts_if_ended("job-001")
+    assert counts is not None
+    assert counts["cancelled"] == 10
     await items.delete_of("job-001")
     assert await items.page("job-001", ItemFilter(), after=None, limit=1) == []
 
