@@ -12,9 +12,9 @@ class Contents:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._root = str(root)
 
-    def take(self, sha256: str, size_bytes: int, target: Path) -> bool:
+    def take(self, sha256: str, size_bytes: int, target: str) -> bool:
         """Link a picture that is here to `target`; False if it is not, or cannot be linked once more."""
         if not sha256:
             return False
@@ -22,20 +22,21 @@ class Contents:
             os.link(self._path(sha256), target)
         except OSError:
             return False
-        if target.stat().st_size == size_bytes:
+        if os.stat(target).st_size == size_bytes:
             return True
-        target.unlink()  # cut by a crash of the machine: not what its name says
-        self._path(sha256).unlink(missing_ok=True)
+        os.unlink(target)  # cut by a crash of the machine: not what its name says
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(sha256))
         return False
 
-    def keep(self, sha256: str, file: Path) -> None:
+    def keep(self, sha256: str, file: str) -> None:
         """Remember a file that is durable."""
         path = self._path(sha256)
         try:
             os.link(file, path)
         except FileNotFoundError:
             with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
                 os.link(file, path)
         except OSError:
             return  # it is known already, or the file system knows no links
@@ -44,8 +45,8 @@ class Contents:
         """Forget a picture that no document shows any more."""
         path = self._path(sha256)
         with contextlib.suppress(OSError):
-            if path.stat().st_nlink == 1:
-                path.unlink()
+            if os.stat(path).st_nlink == 1:
+                os.unlink(path)
 
-    def _path(self, sha256: str) -> Path:
-        return self._root / sha256[:2] / sha256
+    def _path(self, sha256: str) -> str:
+        return f"{self._root}/{sha256[:2]}/{sha256}"

@@ -13,7 +13,7 @@ from typing import Any
 from libs.common.errors import StorageFull
 from services.fetcher.adapters.storage import metadata as meta
 from services.fetcher.adapters.storage.contents import Contents
-from services.fetcher.adapters.storage.spool import Spool, locked, sync
+from services.fetcher.adapters.storage.spool import Spool, locked, make_folder, remove, sync, write_new
 from services.fetcher.models import Item
 from services.fetcher.ports import Body, StoredFile, Writing
 
@@ -24,13 +24,13 @@ _READ_BYTES = 262_144
 class _Batch:
     """What one write has made so far: files to be renamed, and what goes afterwards."""
 
-    moves: list[tuple[Path, Path]]
-    outdated: list[Path]
-    contents: dict[str, Path]
+    moves: list[tuple[str, str]]
+    outdated: list[str]
+    contents: dict[str, str]
     replaced: list[str]
-    aside: dict[str, Path]
+    aside: dict[str, str]
     """New bodies of this batch by digest, so that equal ones are written once."""
-    linked: set[Path]
+    linked: set[str]
     """Those of the files that are links to others."""
 
 
@@ -39,6 +39,7 @@ class FolderStore:
 
     def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
         self._root = root
+        self._prefix = f"{root}/"
         self._min_free_bytes = min_free_bytes
         self._spool = Spool(root / ".spool")
         self._contents = Contents(root / ".content")
@@ -85,12 +86,12 @@ class FolderStore:
         return StoredFile(found.stat().st_size, found, lambda: _chunks(found))
 
     def _known(self, item: Item) -> Mapping[str, Any] | None:
-        folder = self._root / item.folder
-        entry = meta.entry_of(_read(folder / meta.NAME), item)
+        folder = f"{self._prefix}{item.folder}"
+        entry = meta.entry_of(_read(f"{folder}/{meta.NAME}"), item)
         if entry is None:
             return None
         try:
-            there = (folder / entry["file"]).stat().st_size == entry.get("bytes")
+            there = os.stat(f"{folder}/{entry['file']}").st_size == entry.get("bytes")
         except OSError:
             return None
         return entry if there else None
@@ -110,7 +111,7 @@ class FolderStore:
                 folders = {}
             for folder in sorted(folders):  # in one order everywhere, so that two processes never wait in a circle
                 try:
-                    locks.enter_context(locked(self._root / folder))
+                    locks.enter_context(locked(f"{self._prefix}{folder}"))
                     work.moves += self._write_folder(folder, [batch[at] for at in folders[folder]], work)
                 except OSError as error:
                     errors |= dict.fromkeys(folders[folder], error)
@@ -120,63 +121,61 @@ class FolderStore:
                 errors = dict.fromkeys(range(len(batch)), error)
         if errors:
             for temporary, _ in work.moves:
-                temporary.unlink(missing_ok=True)
+                remove(temporary)
         for writing in batch:
             if writing.body is not None:
                 writing.body.discard()
         return [errors.get(at) for at in range(len(batch))]
 
-    def _write_folder(self, name: str, batch: Sequence[Writing], work: _Batch) -> list[tuple[Path, Path]]:
+    def _write_folder(self, name: str, batch: Sequence[Writing], work: _Batch) -> list[tuple[str, str]]:
         """Write a folder's new pictures and metadata aside; gives what is to be renamed, pictures first."""
-        folder = self._root / name
-        metadata, originals = folder / meta.NAME, folder / "original"
+        folder = f"{self._prefix}{name}"
+        metadata, originals = f"{folder}/{meta.NAME}", f"{folder}/original"
         merged = meta.merge(_read(metadata), batch)
-        moves: list[tuple[Path, Path]] = []
-        contents: dict[str, Path] = {}
+        moves: list[tuple[str, str]] = []
+        contents: dict[str, str] = {}
         try:
             for writing in batch:
                 if writing.body is not None and writing.name is not None:
-                    target = originals / writing.name
+                    target = f"{originals}/{writing.name}"
                     moves.append((self._write_body(writing.body, work), target))
                     contents.setdefault(writing.body.sha256, target)
                 for path, data in writing.files():
-                    moves.append((self._spool.temporary(), self._root / path))
-                    moves[-1][0].write_bytes(data)
-            temporary = self._spool.temporary()
-            moves.append((temporary, metadata))
-            temporary.write_bytes(merged.data)
+                    moves.append((self._write_aside(data), f"{self._prefix}{path}"))
+            moves.append((self._write_aside(merged.data), metadata))
         except BaseException:
             for temporary, _ in moves:
-                temporary.unlink(missing_ok=True)
+                remove(temporary)
             raise
         if contents:
-            originals.mkdir(exist_ok=True)
-            (folder / "processed").mkdir(exist_ok=True)
+            make_folder(originals)
+            make_folder(f"{folder}/processed")
         work.contents |= contents
-        work.outdated += [folder / file for file in merged.outdated]
+        work.outdated += [f"{folder}/{file}" for file in merged.outdated]
         work.replaced += merged.replaced_sha256
         return moves
 
-    def _write_body(self, body: Body, work: _Batch) -> Path:
+    def _write_aside(self, data: bytes) -> str:
+        temporary = self._spool.temporary()
+        write_new(temporary, data)
+        return temporary
+
+    def _write_body(self, body: Body, work: _Batch) -> str:
         """A file with the body's bytes: a link to one that is there already, else a new one."""
         temporary = self._spool.temporary()
         if self._contents.take(body.sha256, body.size_bytes, temporary):
             work.linked.add(temporary)
             return temporary
         twin = work.aside.setdefault(body.sha256, temporary) if body.sha256 else temporary
-        if twin is not temporary:
+        if twin != temporary:
             with contextlib.suppress(OSError):
                 os.link(twin, temporary)
                 work.linked.add(temporary)
                 return temporary
         if body.file is not None:
-            body.file.replace(temporary)
+            os.replace(body.file, temporary)
         elif body.data is not None:
-            try:
-                temporary.write_bytes(body.data)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
+            write_new(temporary, body.data)
         return temporary
 
     def _settle(self, work: _Batch) -> None:
@@ -185,11 +184,11 @@ class FolderStore:
             return
         sync(self.spool)
         for temporary, path in work.moves:
-            temporary.replace(path)
+            os.replace(temporary, path)
             if temporary in work.linked:  # rename(2) does nothing between two links of one file
-                temporary.unlink(missing_ok=True)
+                remove(temporary)
         for path in work.outdated:
-            path.unlink(missing_ok=True)
+            remove(path)
         for sha256, path in work.contents.items():
             self._contents.keep(sha256, path)
         for sha256 in work.replaced:
@@ -198,19 +197,17 @@ class FolderStore:
 
     def _remove(self, name: str, job_id: str) -> None:
         """Each step may be the last before a crash: files first, then the metadata that names them."""
-        folder = self._root / name
+        folder = f"{self._prefix}{name}"
         with contextlib.suppress(FileNotFoundError), locked(folder, make=False):
-            removed = meta.remove(_read(folder / meta.NAME), job_id)
+            removed = meta.remove(_read(f"{folder}/{meta.NAME}"), job_id)
             for file in removed.files:
-                (folder / file).unlink(missing_ok=True)
+                remove(f"{folder}/{file}")
             for sha256 in removed.sha256:
                 self._contents.release(sha256)
             if removed.data is None:
                 shutil.rmtree(folder)
                 return
-            temporary = self._spool.temporary()
-            temporary.write_bytes(removed.data)
-            temporary.replace(folder / meta.NAME)
+            os.replace(self._write_aside(removed.data), f"{folder}/{meta.NAME}")
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:
@@ -222,8 +219,9 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
         source.close()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Any]:
     try:
-        return meta.parse(path.read_bytes())
+        with open(path, "rb") as source:
+            return meta.parse(source.read())
     except FileNotFoundError:
         return {}

@@ -25,11 +25,12 @@ class Spool:
         self.path = root / uuid7().hex
         self.partials = root / "partials"
         self._lock: int | None = None
+        self._prefix = f"{self.path}/"
         self._numbers = itertools.count(1)
 
     def start(self) -> None:
         """Make the folder and remove dead processes'; raises OSError if the root cannot be written."""
-        with locked(self.path.parent):  # no other start takes this folder for a dead one's before it is locked
+        with locked(str(self.path.parent)):  # no other start takes this folder for a dead one's before it is locked
             self.path.mkdir()
             self.partials.mkdir(exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -44,8 +45,28 @@ class Spool:
             os.close(self._lock)
             self._lock = None
 
-    def temporary(self) -> Path:
-        return self.path / str(next(self._numbers))
+    def temporary(self) -> str:
+        return f"{self._prefix}{next(self._numbers)}"
+
+
+def write_new(path: str, data: bytes) -> None:
+    """Write a file that is not there yet, in three calls of the system; what is left of a failed one is removed."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        written = 0
+        while written < len(data):
+            written += os.write(handle, memoryview(data)[written:])
+    except OSError:
+        remove(path)
+        raise
+    finally:
+        os.close(handle)
+
+
+def remove(path: str) -> None:
+    """Remove a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def sync(folder: Path) -> None:
@@ -63,7 +84,7 @@ def sync(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, make: bool = True) -> Iterator[None]:
+def locked(folder: str, *, make: bool = True) -> Iterator[None]:
     """The folder, made if need be, under a lock that keeps two processes from losing each other's metadata."""
     while True:
         try:
@@ -71,7 +92,7 @@ def locked(folder: Path, *, make: bool = True) -> Iterator[None]:
         except FileNotFoundError:
             if not make:
                 raise
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -83,9 +104,19 @@ def locked(folder: Path, *, make: bool = True) -> Iterator[None]:
         return
 
 
-def _is_still(folder: Path, handle: int) -> bool:
+def make_folder(path: str) -> None:
+    """Make a folder and those above it, unless it is there."""
     try:
-        return folder.stat().st_ino == os.fstat(handle).st_ino
+        os.mkdir(path)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        os.makedirs(path, exist_ok=True)
+
+
+def _is_still(folder: str, handle: int) -> bool:
+    try:
+        return os.stat(folder).st_ino == os.fstat(handle).st_ino
     except FileNotFoundError:
         return False
 
