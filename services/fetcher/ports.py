@@ -33,6 +33,10 @@ class JobRepository(Protocol):
 
     async def in_states(self, states: Collection[JobState]) -> list[Job]: ...
 
+    async def unsettled(self, *, ended_since_ms: int) -> list[Job]:
+        """Those whose items workers may have: they run, are paused, or were cancelled or failed since then."""
+        ...
+
     async def claim_planning(self, job_id: str, *, holder: str, now_ms: int, until_ms: int) -> bool:
         """Take (or keep) the sole right to plan an unplanned job until then; False if another holds it."""
         ...
@@ -64,7 +68,7 @@ class ItemRepository(Protocol):
         """
         ...
 
-    async def renew(self, holder: str, *, until_ms: int) -> None: ...
+    async def renew(self, holder: str, job_ids: Collection[str], *, until_ms: int) -> None: ...
 
     async def settle(self, holder: str, outcomes: Sequence[tuple[Item, Mapping[str, Any]]]) -> int:
         """Write what changed of items, as they were claimed, that the holder still has; give how many those were."""
@@ -73,12 +77,12 @@ class ItemRepository(Protocol):
     async def give_back(self, holder: str, ids: Collection[str], state: ItemState, *, now_ms: int) -> None:
         """End the holder's claim on items without an outcome (shutdown, pause, cancel)."""
 
-    async def held(self, holder: str) -> set[str]:
-        """Ids of the items that are `downloading` under the holder's lease."""
+    async def held(self, holder: str, job_ids: Collection[str]) -> set[str]:
+        """Ids of these jobs' items that are `downloading` under the holder's lease."""
         ...
 
-    async def expire(self, now_ms: int) -> set[str]:
-        """Make items pending again whose lease ran out; give the jobs they belong to."""
+    async def expire(self, job_id: str, now_ms: int) -> bool:
+        """Make a job's items pending again whose lease ran out; whether there were any."""
         ...
 
     async def move(

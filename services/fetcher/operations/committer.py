@@ -68,8 +68,9 @@ class Committer:
     def __contains__(self, item_id: str) -> bool:
         return item_id in self._waiting
 
-    def holds(self, job_id: str) -> bool:
-        return any(item.job_id == job_id for item, _, _ in self._waiting.values())
+    def jobs(self) -> set[str]:
+        """Those whose outcomes wait here."""
+        return {item.job_id for item, _, _ in self._waiting.values()}
 
     def put(self, item: Item, outcome: Outcome, *, max_attempts: int) -> None:
         self._waiting[item.id] = (item, outcome, max_attempts)

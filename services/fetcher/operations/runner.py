@@ -22,6 +22,7 @@ _POLL_S = 0.5
 _SWEEP_S = 60.0
 _PATIENCE_MS = 7 * 86_400_000
 _AGAIN_S = 2.0
+_ENDED_LATELY_MS = 3_600_000
 
 _log = structlog.get_logger()
 
@@ -172,13 +173,13 @@ class JobRunner:
         """Renew ours, and free the items of workers that are gone (cancelled where their job has ended)."""
         await self._scheduler.renew()
         now_ms = self._lifecycle.now_ms()
-        for job_id in await self._items.expire(now_ms):
-            job = await self._jobs.get(job_id)
-            _log.warning("items_freed", job_id=job_id)
-            if job is None:
-                await self._items.delete_of(job_id)
-            elif job.state in ENDED:
-                await self._items.move(job_id, ItemState.PENDING, ItemState.CANCELLED, now_ms=now_ms)
+        for job in await self._jobs.unsettled(ended_since_ms=now_ms - _ENDED_LATELY_MS):
+            if not await self._items.expire(job.id, now_ms):
+                continue
+            _log.warning("items_freed", job_id=job.id)
+            current = await self._jobs.get(job.id)
+            if current is not None and current.state in ENDED:
+                await self._items.move(job.id, ItemState.PENDING, ItemState.CANCELLED, now_ms=now_ms)
         self._scheduler.wake()
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -139,11 +139,16 @@ class Scheduler:
         return (
             any(item.job_id == job_id for item in self._running.values())
             or any(lane[0] == job_id and queue for lane, queue in self._waiting.items())
-            or self._outcomes.holds(job_id)
+            or job_id in self._outcomes.jobs()
         )
 
     async def renew(self) -> None:
-        await self._items.renew(self._holder, until_ms=self._now_ms() + self._lease_ms)
+        await self._items.renew(self._holder, self._held_jobs(), until_ms=self._now_ms() + self._lease_ms)
+
+    def _held_jobs(self) -> set[str]:
+        """Jobs that items which were taken in our name belong to."""
+        running = {item.job_id for item in self._running.values()}
+        return {*self._jobs, *running, *(lane[0] for lane in self._waiting), *self._outcomes.jobs()}
 
     async def _run(self) -> None:
         while True:
@@ -168,7 +173,7 @@ class Scheduler:
         """After a call that failed: items may be taken in our name that never reached us, and held for ever."""
         if self._now_ms() >= self._strays_until_ms:
             return
-        strays = await self._items.held(self._holder)
+        strays = await self._items.held(self._holder, self._held_jobs())
         strays -= {item.id for item in self._running.values()}
         strays -= {item.id for queue in self._waiting.values() for item in queue}
         strays = {item_id for item_id in strays if item_id not in self._outcomes}

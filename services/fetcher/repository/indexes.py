@@ -9,10 +9,7 @@ from services.fetcher.errors import job_store_errors
 
 INDEXES: dict[str, tuple[tuple[str, ...], ...]] = {
     "jobs": (("owner_id",), ("state",), ("outbox_waiting",)),
-    "items": (
-        *(("job_id", "key"), ("job_id", "state", "key"), ("job_id", "reason", "key")),
-        ("state", "lease_until_ms"),
-    ),
+    "items": (("job_id", "key"), ("job_id", "state", "key"), ("job_id", "reason", "key")),
     "slots": (("owner_id",), ("job_id",)),
     "permits": (("domain",), ("holder",), ("claim",)),
     "inbox": (("handled_at_ms",),),

@@ -63,9 +63,11 @@ class MongoItems:
             taken = await self._items.find({**ids, **_held_by(holder)}).to_list(limit)
         return [Item.from_document(document) for document in taken]
 
-    async def renew(self, holder: str, *, until_ms: int) -> None:
+    async def renew(self, holder: str, job_ids: Collection[str], *, until_ms: int) -> None:
         with job_store_errors():
-            await self._items.update_many(_held_by(holder), {"$set": {"lease_until_ms": until_ms}})
+            for job_id in job_ids:
+                held = {**equal(job_id=job_id), **_held_by(holder)}
+                await self._items.update_many(held, {"$set": {"lease_until_ms": until_ms}})
 
     async def settle(self, holder: str, outcomes: Sequence[tuple[Item, Mapping[str, Any]]]) -> int:
         """Whole documents: nobody but the holder changes them, and setting twenty fields costs twice as much."""
@@ -89,21 +91,19 @@ class MongoItems:
                 {"$set": {**_FREE, "state": state.value, "updated_at_ms": now_ms}, "$inc": {"attempts": -1}},
             )
 
-    async def held(self, holder: str) -> set[str]:
+    async def held(self, holder: str, job_ids: Collection[str]) -> set[str]:
+        found: set[str] = set()
         with job_store_errors():
-            documents = await self._items.find(_held_by(holder), {"_id": 1}).to_list(None)
-        return {document["_id"] for document in documents}
+            for job_id in job_ids:
+                held = {**equal(job_id=job_id), **_held_by(holder)}
+                found |= {document["_id"] for document in await self._items.find(held, {"_id": 1}).to_list(None)}
+        return found
 
-    async def expire(self, now_ms: int) -> set[str]:
-        lost = {**equal(state=ItemState.DOWNLOADING.value), "lease_until_ms": {"$lt": now_ms}}
+    async def expire(self, job_id: str, now_ms: int) -> bool:
+        lost = {**equal(job_id=job_id, state=ItemState.DOWNLOADING.value), "lease_until_ms": {"$lt": now_ms}}
+        free = {**_FREE, "state": ItemState.PENDING.value, "updated_at_ms": now_ms}
         with job_store_errors():
-            documents = await self._items.find(lost, {"job_id": 1}).to_list(None)
-            if documents:
-                await self._items.update_many(
-                    {"_id": {"$in": [document["_id"] for document in documents]}, **lost},
-                    {"$set": {**_FREE, "state": ItemState.PENDING.value, "updated_at_ms": now_ms}},
-                )
-        return {document["job_id"] for document in documents}
+            return bool((await self._items.update_many(lost, {"$set": free})).modified_count)
 
     async def move(
         self, job_id: str, state: ItemState, to: ItemState, *, now_ms: int, only: ItemFilter | None = None

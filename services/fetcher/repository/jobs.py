@@ -77,6 +77,14 @@ class MongoJobs:
             documents = await self._jobs.find(query).sort("_id", 1).to_list(None)
         return [Job.from_document(document) for document in documents]
 
+    async def unsettled(self, *, ended_since_ms: int) -> list[Job]:
+        ended = [JobState.CANCELLED.value, JobState.FAILED.value]
+        with job_store_errors():
+            query = {"state": {"$in": ended}, "finished_at_ms": {"$gt": ended_since_ms}}
+            documents = await self._jobs.find(query).to_list(None)
+        lately = [Job.from_document(document) for document in documents]
+        return await self.in_states([JobState.RUNNING, JobState.PAUSED]) + lately
+
     async def claim_planning(self, job_id: str, *, holder: str, now_ms: int, until_ms: int) -> bool:
         return await self._claim({"_id": job_id, "planned": False}, holder, now_ms, until_ms)
 

@@ -46,6 +46,17 @@ async def test_jobs_are_listed_newest_first_by_owner_and_state(store: MongoStore
     assert [found.id for found in page] == ["job-004"]
 
 
+async def test_jobs_whose_items_workers_may_have_are_found(store: MongoStore) -> None:
+    jobs = MongoJobs(store)
+    states = (JobState.PENDING, JobState.RUNNING, JobState.PAUSED, JobState.COMPLETED, JobState.DELETED)
+    for number, state in enumerate(states, start=1):
+        await jobs.add(job(number, state=state), event(f"job-{number:03d}"))
+    for number, state in ((6, JobState.CANCELLED), (7, JobState.FAILED), (8, JobState.COMPLETED)):
+        await jobs.add(job(number, state=state, finished_at_ms=500), event(f"job-{number:03d}"))
+    names = {limit: {found.id for found in await jobs.unsettled(ended_since_ms=limit)} for limit in (499, 500)}
+    assert names == {499: {"job-002", "job-003", "job-006", "job-007"}, 500: {"job-002", "job-003"}}
+
+
 async def test_planning_is_one_holders_right_until_its_lease_ends(store: MongoStore) -> None:
     jobs = MongoJobs(store)
     await jobs.add(job(), event("job-001"))
@@ -117,16 +128,17 @@ async def test_a_settled_item_keeps_what_it_was_and_gains_what_came_of_it(store:
     (found,) = await items.page("job-001", ItemFilter(), after=None, limit=2)
     expected = {"attempts": 2, "size_bytes": 10, "sha256": "ab", "updated_at_ms": found.updated_at_ms}
     assert found == replace(item(1), state=ItemState.COMPLETED, **expected)
-    assert await items.held("a") == await items.held("b") == set()
+    assert await items.held("a", ["job-001"]) == await items.held("b", ["job-001"]) == set()
 
 
 async def test_a_lease_that_ran_out_frees_its_items_and_a_renewed_one_does_not(store: MongoStore) -> None:
     items = MongoItems(store)
-    await items.add([item(1), item(2, job_id="job-002")])
+    await items.add([item(1), item(1, job_id="job-002")])
     (claimed,) = await items.claim("job-001", limit=1, holder="dead", now_ms=1, until_ms=100, without=())
     await items.claim("job-002", limit=1, holder="alive", now_ms=1, until_ms=100, without=())
-    await items.renew("alive", until_ms=300)
-    assert await items.expire(200) == {"job-001"}
+    await items.renew("alive", ["job-001", "job-002"], until_ms=300)
+    assert await items.held("alive", ["job-001", "job-002"]) == {"job-002:00001"}
+    assert [await items.expire(job_id, 200) for job_id in ("job-001", "job-002")] == [True, False]
     assert await items.settle("dead", [(claimed, {"state": "completed"})]) == 0
     again = await items.claim("job-001", limit=1, holder="alive", now_ms=200, until_ms=300, without=())
     assert [claimed.attempts for claimed in again] == [2]
