@@ -59,7 +59,7 @@ def create_app(
     app.state.gateway_networks = settings.gateway_networks
     # The last one added is the outermost.
     if idempotency is not None:
-        app.add_middleware(IdempotencyMiddleware, store=idempotency)
+        app.add_middleware(IdempotencyMiddleware, store=idempotency, secret=settings.service_secret)
     if verifier is not None:
         app.add_middleware(AuthenticationMiddleware, verifier=verifier)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, streamed=streamed)

@@ -6,11 +6,12 @@ changes something (`uow.before_commit`), so that a crash between the change and 
 
 import asyncio
 import contextlib
-import hashlib
+import hmac
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from pydantic import SecretStr
 from sqlalchemy import Column, DateTime, Integer, LargeBinary, Table, Text, Update, func, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -164,11 +165,15 @@ class SqlIdempotencyStore:
 
 
 class IdempotencyMiddleware:
-    """Honours Idempotency-Key on POSTs of authenticated callers; sits inside authentication."""
+    """Honours Idempotency-Key on POSTs of authenticated callers; sits inside authentication.
 
-    def __init__(self, app: ASGIApp, *, store: IdempotencyStore) -> None:
+    `secret` is what all replicas share: bodies hold passwords, which a bare digest would let be guessed.
+    """
+
+    def __init__(self, app: ASGIApp, *, store: IdempotencyStore, secret: SecretStr) -> None:
         self._app = app
         self._store = store
+        self._secret = secret.get_secret_value().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw_key = header(scope, b"idempotency-key") if scope["type"] == "http" and scope["method"] == "POST" else None
@@ -178,7 +183,7 @@ class IdempotencyMiddleware:
             return
         try:
             key = _valid(raw_key)
-            fingerprint, receive = await _fingerprint(scope, receive)
+            fingerprint, receive = await _fingerprint(scope, receive, self._secret)
             stored = await self._begin(identity.user_id, key, fingerprint)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is answered as a problem
             await problem_response(from_exception(error), instance=scope["path"])(scope, receive, send)
@@ -281,12 +286,12 @@ def _valid(raw_key: bytes) -> str:
     return key
 
 
-async def _fingerprint(scope: Scope, receive: Receive) -> tuple[str, Receive]:
+async def _fingerprint(scope: Scope, receive: Receive, secret: bytes) -> tuple[str, Receive]:
     """Digest what makes the request that request: the path, the query and the body.
 
     A multipart body is streamed and never held, so its length and type stand for it.
     """
-    digest = hashlib.sha256(scope["path"].encode() + b"?" + scope["query_string"] + b"\n")
+    digest = hmac.new(secret, scope["path"].encode() + b"?" + scope["query_string"] + b"\n", "sha256")
     for name in _TELLING_HEADERS:
         told = header(scope, name)
         if told is not None:

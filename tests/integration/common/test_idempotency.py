@@ -1,9 +1,11 @@
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 from sqlalchemy import Column, Identity, Integer, MetaData, Table, Text, func, insert, select, text
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,6 +17,7 @@ from libs.common.problems import install
 from libs.common.telemetry import Metrics
 from libs.common.uow import UnitOfWorkFactory
 
+SECRET = SecretStr("what all replicas share")
 orders = Table("orders", MetaData(), Column("id", Integer, Identity(), primary_key=True), Column("name", Text))
 
 
@@ -59,7 +62,7 @@ async def shop(database: Database) -> AsyncIterator[httpx.AsyncClient]:
         return {"id": int(order_id or 0)}
 
     install(app, Metrics("shop"))
-    wrapped = As(IdempotencyMiddleware(app, store=SqlIdempotencyStore(database)))
+    wrapped = As(IdempotencyMiddleware(app, store=SqlIdempotencyStore(database), secret=SECRET))
     transport = httpx.ASGITransport(wrapped)
     async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
         yield client
@@ -68,6 +71,16 @@ async def shop(database: Database) -> AsyncIterator[httpx.AsyncClient]:
 async def count(database: Database) -> int:
     async with transaction(database) as session:
         return int(await session.scalar(select(func.count()).select_from(orders)) or 0)
+
+
+async def test_nobody_guesses_a_body_by_the_fingerprint_that_is_kept_of_it(
+    shop: httpx.AsyncClient, database: Database
+) -> None:
+    answer = await shop.post("/orders", json={"name": "a password"}, headers={"Idempotency-Key": "k"})
+    async with transaction(database) as session:
+        kept = await session.scalar(select(keys_table.c.fingerprint))
+    told = b"/orders?\n" + answer.request.content
+    assert kept not in {hashlib.new(name, told).hexdigest() for name in ("md5", "sha1", "sha256", "sha512")}
 
 
 async def test_a_hundred_equal_keys_at_once_give_one_resource_and_one_answer(
