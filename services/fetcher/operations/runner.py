@@ -52,6 +52,8 @@ class JobRunner:
         self._lease_s = lease_s
         self._wake = asyncio.Event()
         self._full: set[str] = set()
+        self._ended_since_ms = 0
+        """First all ended jobs are looked at: no process may have run since a killed one held their items."""
         self._slow: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -173,13 +175,14 @@ class JobRunner:
         """Renew ours, and free the items of workers that are gone (cancelled where their job has ended)."""
         await self._scheduler.renew()
         now_ms = self._lifecycle.now_ms()
-        for job in await self._jobs.unsettled(ended_since_ms=now_ms - _ENDED_LATELY_MS):
+        for job in await self._jobs.unsettled(ended_since_ms=self._ended_since_ms):
             if not await self._items.expire(job.id, now_ms):
                 continue
             _log.warning("items_freed", job_id=job.id)
             current = await self._jobs.get(job.id)
             if current is not None and current.state in ENDED:
                 await self._items.move(job.id, ItemState.PENDING, ItemState.CANCELLED, now_ms=now_ms)
+        self._ended_since_ms = now_ms - _ENDED_LATELY_MS
         self._scheduler.wake()
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -110,7 +110,7 @@ async def test_what_a_killed_worker_held_of_an_ended_job_is_not_left_open(
         items = MongoItems(store)
         await items.add([item(1)])
         await items.claim("job-001", limit=1, holder="killed", now_ms=1, until_ms=100, without=())
-        await MongoJobs(store).add(job(state=state, finished_at_ms=store.now_ms()), event("job-001"))
+        await MongoJobs(store).add(job(state=state, finished_at_ms=1), event("job-001"))
     async with run_fetcher(settings.model_copy(update={"lease_s": 1.0})) as fetcher:
 
         async def closed() -> bool:
