@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from libs.common.quotas import RESOURCES, UNLIMITED
@@ -37,7 +37,7 @@ class AuthSettings(ServiceSettings):
     api_key: SecretStr | None = None
     """An older client's key, seeded for a service account; another one ends the one before."""
     client_quota: dict[str, int] = Field(default_factory=lambda: dict(_CLIENT_QUOTA))
-    """A new client's limits, as JSON; -1 is unlimited."""
+    """A new client's limits, as JSON; -1 is unlimited, those not named are as they are here."""
     admin_quota: dict[str, int] = Field(default_factory=lambda: dict.fromkeys(RESOURCES, UNLIMITED))
     hash_concurrency: int = Field(default=2, ge=1)
     """Password hashes computed at a time; each takes 64 MiB and a core."""
@@ -50,3 +50,11 @@ class AuthSettings(ServiceSettings):
     failure_window_s: int = Field(default=900, ge=1)
     lock_s: int = Field(default=60, ge=1)
     """First wait; it doubles with each further failure, up to the window."""
+
+    @field_validator("client_quota", "admin_quota")
+    @classmethod
+    def _whole_quotas(cls, given: dict[str, int], info: ValidationInfo) -> dict[str, int]:
+        whole = _CLIENT_QUOTA if info.field_name == "client_quota" else dict.fromkeys(RESOURCES, UNLIMITED)
+        if not given.keys() <= whole.keys() or any(limit < UNLIMITED for limit in given.values()):
+            raise ValueError(f"must be limits of at least {UNLIMITED} for some of {', '.join(whole)}")
+        return {**whole, **given}
