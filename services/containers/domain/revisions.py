@@ -63,10 +63,11 @@ def rebased(
     labels: Mapping[str, str],
     code_folder: str,
     services: Iterable[StackService],
+    publish_address: str,
     images: Mapping[str, str],
     routes: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
-    """A model that ran before, made to run again: the same but for its labels, code folder, host ports and images.
+    """A model that ran before, made to run again: the same but for its labels, code folder, host's ports and images.
 
     `routes` are the labels for a reverse proxy, by service.
     """
@@ -80,7 +81,7 @@ def rebased(
             if mount["type"] == "bind":
                 mount["source"] = code_folder
         for port in service.get("ports", []):
-            port["published"] = str(ports[(name, port["target"])])
+            port |= {"published": str(ports[(name, port["target"])]), "host_ip": publish_address}
     for section in ("networks", "volumes"):
         for entry in again.get(section, {}).values():
             entry["labels"] = {**entry.get("labels", {}), **labels}

@@ -59,7 +59,15 @@ class Renderer:
         old = yaml.safe_load(before.compose or "")
         route = self._route(stack, services, revision.primary_app_type or "")
         routes = {revision.primary_app_type or "": route}
-        model = rebased(old, labels=labels, code_folder=folder, services=services, images=images, routes=routes)
+        model = rebased(
+            old,
+            labels=labels,
+            code_folder=folder,
+            services=services,
+            publish_address=self._settings.publish_address,
+            images=images,
+            routes=routes,
+        )
         require_allowed(model, self._grants_again(stack, model, services, {**labels, **route}))
         return model
 

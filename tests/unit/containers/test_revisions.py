@@ -25,12 +25,14 @@ def test_a_revision_runs_again_with_its_own_labels_ports_code_and_images() -> No
         labels={"telar.revision": "7"},
         code_folder="/srv/code-7",
         services=services,
+        publish_address="192.0.2.1",  # an operator's setting, which may have changed since it ran
         images={"php": "sha256:1"},
         routes={"php": {"traefik.enable": "true"}},
     )
     assert again["services"]["php"]["image"] == "sha256:1"
     assert again["services"]["mariadb"]["image"] == model["services"]["mariadb"]["image"]
-    assert [port["published"] for port in again["services"]["php"]["ports"]] == ["30080"]
+    (port,) = again["services"]["php"]["ports"]
+    assert (port["published"], port["host_ip"]) == ("30080", "192.0.2.1")
     binds = [m["source"] for one in again["services"].values() for m in one["volumes"] if m["type"] == "bind"]
     assert set(binds) == {"/srv/code-7"}
     assert again["services"]["php"]["labels"]["telar.revision"] == "7"
