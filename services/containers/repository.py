@@ -43,14 +43,13 @@ class StackRepository:
         query = select(Stack).where(col(Stack.project) == project).with_for_update()
         return (await self._session.execute(query)).scalar_one_or_none()
 
-    async def settled_projects(self) -> Sequence[str]:
-        """The projects of all stacks that run or are stopped."""
+    async def settled(self, projects: Collection[str] | None = None) -> dict[str, int]:
+        """The versions of all stacks that run or are stopped, or of some, by their projects."""
         settled = (State.RUNNING.value, State.STOPPED.value)
-        return (
-            (await self._session.execute(select(col(Stack.project)).where(col(Stack.state).in_(settled))))
-            .scalars()
-            .all()
-        )
+        query = select(col(Stack.project), col(Stack.version)).where(col(Stack.state).in_(settled))
+        if projects is not None:
+            query = query.where(col(Stack.project).in_(projects))
+        return {row.project: row.version for row in await self._session.execute(query)}
 
     async def add(self, stack: Stack) -> None:
         """Insert it, so that its number is known; raises StackNameTaken."""

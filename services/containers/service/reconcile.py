@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 
 import structlog
 
@@ -73,24 +73,28 @@ class Reconciler:
             with contextlib.suppress(asyncio.CancelledError, EngineUnavailable, EngineFailed, StopAsyncIteration):
                 await reading
 
-    async def look_at(self, projects: Iterable[str]) -> None:
+    async def look_at(self, projects: Collection[str]) -> None:
         """Compare these projects' stacks with their containers."""
-        for project in sorted(set(projects) - {""}):
-            await self._compare(project, [*await self._engine.observe(project)])
+        for project, version in (await self._settled(projects)).items():
+            await self._compare(project, version, [*await self._engine.observe(project)])
 
     async def look_at_all(self) -> None:
         """Compare every settled stack, with one question to the engine."""
+        settled = await self._settled(None)
         containers = await self._engine.observe()
-        async with self._uow() as uow:
-            settled = await StackRepository(uow.session).settled_projects()
-        for project in settled:
-            await self._compare(project, [one for one in containers if one.project == project])
+        for project, version in settled.items():
+            await self._compare(project, version, [one for one in containers if one.project == project])
 
-    async def _compare(self, project: str, containers: list[Observed]) -> None:
+    async def _settled(self, projects: Collection[str] | None) -> dict[str, int]:
+        async with self._uow() as uow:
+            return await StackRepository(uow.session).settled(projects)
+
+    async def _compare(self, project: str, version: int, containers: list[Observed]) -> None:
+        """`version` is the stack's from before the engine was asked: what has changed since knows better."""
         async with self._uow() as uow:
             stack = await StackRepository(uow.session).of_project(project)
-            if stack is None or State(stack.state) not in _SETTLED:
-                return  # gone, or an operation is at work on it and will tell
+            if stack is None or stack.version != version or State(stack.state) not in _SETTLED:
+                return  # gone, or an operation is or was at work on it and tells
             found = found_state(State(stack.state), services_of(stack), containers)
             if found.health is Health.STARTING and found.state.value == stack.state:
                 return  # it was well when it was deployed; the engine only has not looked yet

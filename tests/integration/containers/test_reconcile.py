@@ -2,13 +2,18 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
 
+from libs.common.db import Database
+from libs.common.uow import UnitOfWorkFactory
+from services.containers.adapters.engine import DockerEngine
+from services.containers.domain.stacks import Observed
+from services.containers.service import Reconciler
 from tests.contract.containers.harness import Service, running
 from tests.integration.containers.conftest import Remains
 
@@ -51,6 +56,27 @@ async def test_what_happens_to_containers_outside_telar_is_recorded_and_told(
 
 
 _OUTSIDE = ["state_changed:stopped", "state_changed:running"]
+
+
+async def test_what_was_seen_before_an_operation_ended_does_not_undo_what_it_told(service: Service) -> None:
+    user = await service.new_user()
+    stack = await service.done(user, await service.create(user))
+
+    class LateEngine(DockerEngine):
+        async def observe(self, project: str | None = None) -> Sequence[Observed]:
+            found = await super().observe(project)
+            await service.act(user, stack["id"], "stop")
+            return found
+
+    engine = LateEngine(service.settings.docker_host, max_log_streams=1)
+    database = Database(service.settings.database_url, pool_size=2)
+    uow = UnitOfWorkFactory(database, source="/telar/containers")
+    await Reconciler(uow, engine, service.settings).look_at_all()
+    await database.close()
+    await engine.close()
+    told = service.rows("SELECT state, reason FROM stacks WHERE id = %s", stack["id"])
+    await service.act(user, stack["id"], "delete")
+    assert told == [("stopped", None)]
 
 
 async def test_while_the_engine_is_away_a_stack_is_unknown_and_what_needs_it_is_a_503(
