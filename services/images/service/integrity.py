@@ -9,11 +9,12 @@ from uuid import UUID
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
+from sqlalchemy import select
 
 from libs.common.auth import Principal
 from libs.common.errors import TelarError
-from libs.common.operations import Operation, enqueue
-from libs.common.uow import UnitOfWorkFactory
+from libs.common.operations import Operation, State, enqueue, operations_table
+from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 from services.images.domain import Action, Status, human_size
 from services.images.errors import BlobRotten, BlobStoreUnavailable, ImageNotFound
 from services.images.events import ImageDeactivated
@@ -55,9 +56,15 @@ class Integrity:
         self._settings = settings
 
     async def begin(self, principal: Principal, image_id: UUID) -> Operation:
-        """Have one image's file checked now; raises ImageNotFound, ImageState if it has no file."""
+        """Have one image's file checked now, once for whoever asks again meanwhile.
+
+        Raises ImageNotFound, ImageState if it has no file.
+        """
         async with self._uow() as uow:
             await changeable(uow, principal, image_id, Action.VERIFY)
+            begun = await _begun(uow, principal, image_id)
+            if begun is not None:
+                return begun
             operation = await enqueue(
                 uow,
                 kind=REHASH,
@@ -188,6 +195,20 @@ class Integrity:
                 await uow.commit()
             _tell_operators(blob, damage, active)
             return
+
+
+async def _begun(uow: UnitOfWork, principal: Principal, image_id: UUID) -> Operation | None:
+    known = operations_table.c
+    query = select(operations_table).where(
+        known.resource_type == RESOURCE,
+        known.resource_id == str(image_id),
+        known.kind == REHASH,
+        known.owner_id == principal.user_id,
+        known.state.in_((State.PENDING, State.RUNNING)),
+        ~known.cancel_requested,
+    )
+    row = (await (await uow.session.connection()).execute(query)).mappings().first()
+    return None if row is None else Operation.from_row(row)
 
 
 async def _closed(opening: asyncio.Future[BlobReader]) -> None:

@@ -1,8 +1,9 @@
 """The check of one image's file, as an operation."""
 
 import hashlib
+from pathlib import Path
 
-from tests.contract.images.harness import Service
+from tests.contract.images.harness import Service, running
 from tests.contract.images.rotting import ended, file_of, flip, shown
 from tests.corpora.images import disks
 
@@ -27,6 +28,19 @@ async def test_the_owner_has_an_image_checked_at_once(service: Service) -> None:
         assert (found["state"], found["progress"]) == ("succeeded", 1.0)
     stranger = await service.http.post(url, headers=service.as_user(await service.new_user()))
     assert stranger.status_code == 404
+
+
+async def test_who_asks_again_while_a_check_runs_is_told_of_that_one(new_database_url: str, tmp_path: Path) -> None:
+    async with running(new_database_url, tmp_path, rehash_bytes_per_s=MIB // 8) as service:
+        owner = await service.new_user()
+        image = await service.image(owner, disks.raw_disk(MIB), filename="a.img")
+        url, headers = f"/api/v1/images/{image['id']}/verify", service.as_user(owner)
+        begun = [(await service.http.post(url, headers=headers)).json()["id"] for _ in range(3)]
+        assert len(set(begun)) == 1
+        await service.http.delete(f"/api/v1/operations/{begun[0]}", headers=headers)
+        assert (await ended(service, owner, begun[0]))["state"] == "cancelled"
+        after = await service.http.post(url, headers=headers)
+        assert (after.status_code, after.json()["id"] in begun) == (202, False)
 
 
 async def test_the_check_of_a_rotten_file_fails_with_what_is_wrong_and_of_a_mended_one_succeeds(
