@@ -21,7 +21,7 @@ from services.vms.events import VmDeleted, VmFailed
 from services.vms.models import Vm
 from services.vms.operations.cloning import Cloning
 from services.vms.operations.failover import elsewhere, second_chance
-from services.vms.operations.machines import Machines, grow_disk, start_machine
+from services.vms.operations.machines import Machines, grow_disk, start_machine, unless_gone
 from services.vms.operations.placing import Case, Placer
 from services.vms.operations.seeding import Seeding
 from services.vms.repository import VmidRepository, VmRepository
@@ -63,7 +63,7 @@ class CreateVm:
                 Step(
                     "clone",
                     self._cloning.run,
-                    self._cloning.undo,
+                    unless_gone(self._cloning.undo),
                     timeout_s=3600,
                     max_attempts=_TRIES,
                     weight=5,
@@ -73,7 +73,7 @@ class CreateVm:
                 Step(
                     "seed",
                     self._seeding.run,
-                    self._seeding.undo,
+                    unless_gone(self._seeding.undo),
                     max_attempts=_TRIES,
                     interruptible=False,
                     needed=lambda operation: bool(operation.input.get("seed", True)),
@@ -102,7 +102,7 @@ class CreateVm:
                 Step(
                     "protect",
                     self.protect,
-                    self.unprotect,
+                    unless_gone(self.unprotect),
                     max_attempts=_TRIES,
                     interruptible=False,
                     needed=lambda operation: bool(operation.input.get("ha", True)),

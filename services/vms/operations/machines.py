@@ -7,7 +7,7 @@ from uuid import UUID
 
 import structlog
 
-from libs.common.operations import StepContext
+from libs.common.operations import StepContext, UndoFunction
 from libs.common.tasks import cancel
 from libs.common.uow import UnitOfWorkFactory
 from services.vms.errors import (
@@ -19,6 +19,7 @@ from services.vms.errors import (
     ProxmoxRefused,
     ProxmoxUnavailable,
     TaskInterrupted,
+    TemplateUnknown,
     TurnedBack,
     VmidTaken,
     VmNotFound,
@@ -204,6 +205,18 @@ class Machines:
             if time.time() > min(deadline, since + _CLOCK_SKEW_S + self.settle_s):
                 return None
             await asyncio.sleep(self.settle_s / 5)
+
+
+def unless_gone(undo: UndoFunction) -> UndoFunction:
+    """Undo for a record that there is: with one that was deleted meanwhile, all of it was removed."""
+
+    async def run(context: StepContext) -> None:
+        try:
+            await undo(context)
+        except (VmNotFound, TemplateUnknown) as error:
+            _log.info("nothing_to_undo", resource_id=context.operation.resource_id, reason=error.slug)
+
+    return run
 
 
 def look_again() -> Iterator[float]:

@@ -27,7 +27,7 @@ from services.vms.errors import (
 )
 from services.vms.events import TemplateDeleted, TemplateFailed, TemplateReady
 from services.vms.models import TemplateRecord
-from services.vms.operations.machines import Machines
+from services.vms.operations.machines import Machines, unless_gone
 from services.vms.operations.template_copies import Copies, Copy, copies_of, first_there
 from services.vms.ports import Cluster, Images
 from services.vms.repository import LEFTOVER, TemplateRepository, VmidRepository
@@ -61,8 +61,8 @@ class TemplateSagas:
                 "template.create",
                 (
                     Step("plan", self.plan, self.unplan, **brief),
-                    Step("download", self.download, self.undo_download, weight=5, **long),
-                    Step("import", self.create, self.undo_create, weight=3, **long),
+                    Step("download", self.download, unless_gone(self.undo_download), weight=5, **long),
+                    Step("import", self.create, unless_gone(self.undo_create), weight=3, **long),
                     Step("convert", self.convert, **long),
                     Step("tidy", self.tidy, **brief),
                     Step("confirm", self.confirm, **brief),

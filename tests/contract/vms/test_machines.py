@@ -357,3 +357,15 @@ async def test_the_list_is_paged_and_narrowed(service: Service) -> None:
     assert [vm["name"] for vm in rest.json()["items"]] == ["page-2"]
     found = await service.call("GET", "/api/v1/vms?name=PAGE-1&state=stopped", user)
     assert [vm["name"] for vm in found.json()["items"]] == ["page-1"]
+
+
+async def test_what_needed_an_operator_ends_when_its_machine_is_gone(service: Service) -> None:
+    user = await service.new_user()
+    begun = await service.begin(user, start=False)
+    await service.ended(begun["id"], user)
+    undoing = "UPDATE operations SET state = 'needs_operator', direction = 'backward' WHERE id = %s"
+    await service.change(undoing, begun["id"])
+    await service.done("DELETE", f"/api/v1/vms/{begun['vm']['id']}", user)
+    resumed = await service.call("POST", f"/api/v1/operations/{begun['id']}/resume", "an-administrator", role="ADMIN")
+    assert resumed.status_code in (200, 202), resumed.text
+    assert (await service.ended(begun["id"], user, deadline_s=10))["state"] == "cancelled"
