@@ -9,7 +9,7 @@ from libs.common.operations import Json, Operation, Saga, Step, StepContext
 from libs.common.operations import State as OperationState
 from libs.common.uow import UnitOfWork
 from services.vms.domain.states import State
-from services.vms.errors import MachineMissing, MachineNotOurs, VmNotFound
+from services.vms.errors import MachineMissing, MachineNotOurs, VmNotFound, VmState
 from services.vms.events import VmDeleted, VmFailed
 from services.vms.models import Vm
 from services.vms.operations.machines import Machines
@@ -43,8 +43,10 @@ class DeleteVm:
         )
 
     async def release(self, context: StepContext) -> Json:
-        """Take it from the HA manager first, which would start it again."""
+        """Take it from the HA manager first, which would start it again; one that stays anyhow is left as it is."""
         found = await self._found(context)
+        if found is not None and found.config.protected:
+            raise VmState("It is protected on the cluster; an administrator has to take its protection off there first")
         if found is not None and (await self._machines.record(context)).ha:
             await found.cluster.ha.release(found.vmid)
         return {}
@@ -96,12 +98,8 @@ class DeleteVm:
         vm = await machines.get(UUID(operation.resource_id), for_update=True)
         if vm is None:
             return
-        if operation.state is OperationState.CANCELLED:
-            await _keep(uow, vm, operation)
-            return
         if operation.state is not OperationState.SUCCEEDED:
-            enter(uow, vm, State.ERROR, reason=str((operation.error or {}).get("detail", operation.message)))
-            tell(uow, VmFailed, vm)
+            await _stay(uow, vm, operation)
             return
         if vm.vmid is not None:
             leases = VmidRepository(uow.session)
@@ -114,6 +112,18 @@ class DeleteVm:
         touch(uow, vm)
         await machines.remove(vm)
         tell(uow, VmDeleted, vm, usage)
+
+
+async def _stay(uow: UnitOfWork, vm: Vm, operation: Operation) -> None:
+    """The machine is not gone; if nothing was taken from it yet, it is what it was."""
+    reason = str((operation.error or {}).get("detail", operation.message))
+    if any(step.behind for step in operation.steps):
+        enter(uow, vm, State.ERROR, reason=reason)
+    else:
+        await _keep(uow, vm, operation)
+    if operation.state is not OperationState.CANCELLED:
+        vm.reason = reason
+        tell(uow, VmFailed, vm)
 
 
 async def _keep(uow: UnitOfWork, vm: Vm, operation: Operation) -> None:

@@ -57,13 +57,15 @@ async def test_a_cancelled_clone_of_a_protected_template_leaves_nothing(
     assert begun["vm"]["vmid"] not in service.machines()
 
 
-async def test_a_machine_that_is_protected_by_others_tells_who_can_help(service: Service) -> None:
+async def test_a_machine_that_is_protected_by_others_is_left_as_it_is(service: Service) -> None:
     user = await service.new_user()
-    vm = await service.vm(user, start=False)
+    vm = await service.vm(user)
     machine = service.machine(vm)
     machine.config["protection"] = 1
     begun = await service.call("DELETE", f"/api/v1/vms/{vm['id']}", user)
     ended = await service.ended(begun.json()["id"], user)
     assert (ended["state"], "take its protection off" in ended["error"]["detail"]) == ("failed", True)
+    shown = await service.shown(vm["id"], user)
+    assert (shown["state"], shown["reason"], machine.running) == ("running", ended["error"]["detail"], True)
     machine.config["protection"] = 0
     await service.done("DELETE", f"/api/v1/vms/{vm['id']}", user)
