@@ -65,10 +65,14 @@ def plan_copies(
     return shared[:1] or list(plans.values())
 
 
-def place_seed(known: Inventory, choice: StorageChoice, node: str) -> Storage:
-    """The storage of a node that a seed goes to: a shared one where there is one, so that it pins no machine."""
-    found = _there(known, node, "iso", choice.isos)
+def place_seed(known: Inventory, choice: StorageChoice, node: str, *, ha: bool) -> Storage:
+    """The storage of a node that a seed goes to: a shared one where there is one, so that it pins no machine.
+
+    Raises NoStorageFits if there is none, or with `ha` no shared one: the machine could start nowhere else.
+    """
+    found = [one for one in _there(known, node, "iso", choice.isos) if one.shared or not ha]
     if not found:
-        wanted = f" called {choice.isos}" if choice.isos else ""
-        raise NoStorageFits(f"The node {node} has no storage{wanted} with the content type iso, which user_data needs")
+        kind, named = "shared storage" if ha else "storage", f" called {choice.isos}" if choice.isos else ""
+        why = "which high availability with user_data needs" if ha else "which user_data needs"
+        raise NoStorageFits(f"The node {node} has no {kind}{named} with the content type iso, {why}")
     return found[0]

@@ -44,7 +44,7 @@ class Seeding:
     async def _run(self, context: StepContext, vm: Vm, node: str) -> None:
         cluster = self._machines.fleet.get(vm.cluster)
         found = await self._machines.find(vm, near=node)
-        storage = place_seed(await cluster.inventory(max_age_s=5), cluster.storages, node)
+        storage = place_seed(await cluster.inventory(max_age_s=5), cluster.storages, node, ha=vm.ha)
         await self._note(vm, f"{storage.name}:iso/{seed_file(vm)}", None if storage.shared else node)
         try:
             user_data = self._sealer.open(vm.sealed_user_data or "")

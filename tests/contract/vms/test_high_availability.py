@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from libs.common.testing.serving import user_event
+from libs.pvesim.app import RunningLab
 from tests.contract.vms.harness import Service, lab_at, running
 
 Eventually = Callable[..., Awaitable[None]]
@@ -50,6 +51,20 @@ async def test_a_machine_that_cannot_be_protected_is_undone(service: Service) ->
     assert (service.machines(), service.volumes(), service.lab.lab.ha.resources) == ({}, [], {})
     assert service.used(user) == {}
     await service.done("DELETE", f"/api/v1/vms/{begun['vm']['id']}", user)
+
+
+async def test_a_machine_that_a_local_seed_would_pin_is_not_made_highly_available(
+    new_database_url: str, lab: RunningLab
+) -> None:
+    async with running(new_database_url, lab, cluster={"iso_storage": "local"}) as service:
+        user = await service.new_user()
+        begun = await service.begin(user, ha=True, user_data="#cloud-config")
+        ended = await service.ended(begun["id"], user)
+        assert (ended["state"], ended["error"]["type"]) == ("failed", "/problems/no-storage-fits")
+        assert "shared storage called local" in ended["error"]["detail"]
+        await service.done("DELETE", f"/api/v1/vms/{begun['vm']['id']}", user)
+        vm = await service.vm(user, user_data="#cloud-config", start=False)
+        await service.done("DELETE", f"/api/v1/vms/{vm['id']}", user)
 
 
 async def test_a_limit_that_was_lowered_keeps_machines_from_starting(service: Service) -> None:

@@ -103,10 +103,10 @@ def test_a_template_is_planned_once_on_shared_storage_else_on_every_node() -> No
         plan_copies(cluster(*shared), choice, need_gib=500, avoided={"sv1": "it broke"})
     with pytest.raises(NoStorageFits, match="`import`"):
         plan_copies(cluster(on("sv1", "lvm", "images")), choice, need_gib=1, avoided={})
-    assert place_seed(cluster(*shared, *local), choice, "sv1").name == "nfs"
-    assert place_seed(cluster(*shared, *local), StorageChoice(isos="local"), "sv1").name == "local"
+    assert place_seed(cluster(*shared, *local), choice, "sv1", ha=False).name == "nfs"
+    assert place_seed(cluster(*shared, *local), StorageChoice(isos="local"), "sv1", ha=False).name == "local"
     with pytest.raises(NoStorageFits, match="iso"):
-        place_seed(cluster(on("sv1", "lvm", "images")), choice, "sv1")
+        place_seed(cluster(on("sv1", "lvm", "images")), choice, "sv1", ha=False)
 
 
 @pytest.mark.parametrize(("system", "version", "word"), [
