@@ -98,7 +98,9 @@ class VmRepository:
         self._session = session
 
     async def get(self, vm_id: UUID, *, for_update: bool = False) -> Vm | None:
-        return await self._session.get(Vm, vm_id, with_for_update=for_update or None)
+        """A machine's record; `for_update` waits for who changes it, and gives what they have left."""
+        locking = for_update or None
+        return await self._session.get(Vm, vm_id, with_for_update=locking, populate_existing=for_update)
 
     async def by_integer(self, number: int) -> Sequence[Vm]:
         """The machines that have this VMID, each on a cluster of its own, or this number."""

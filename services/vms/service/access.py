@@ -40,10 +40,12 @@ async def changeable(
     uow: UnitOfWork, principal: Principal, reference: Reference, if_match: str | None = None, *, busy: bool = False
 ) -> Vm:
     """Lock a machine that the caller may change; raises PreconditionFailed, or VmBusy unless `busy` may be."""
-    vm = await visible(uow, principal, reference)
-    await uow.session.refresh(vm, with_for_update=True)
+    machines = VmRepository(uow.session)
+    vm = await machines.get((await visible(uow, principal, reference)).id, for_update=True)
+    if vm is None:
+        raise VmNotFound("The machine has just gone")
     check_if_match(if_match, vm.version)
-    under_way = None if busy else await VmRepository(uow.session).unfinished(vm.id)
+    under_way = None if busy else await machines.unfinished(vm.id)
     if under_way is not None:
         raise VmBusy(f"Wait for the operation {under_way}, or cancel it", retry_after_s=2)
     return vm

@@ -1,6 +1,8 @@
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
+import psycopg
 import pytest
 
 from tests.contract.vms.harness import KEY, Service
@@ -369,3 +371,16 @@ async def test_what_needed_an_operator_ends_when_its_machine_is_gone(service: Se
     resumed = await service.call("POST", f"/api/v1/operations/{begun['id']}/resume", "an-administrator", role="ADMIN")
     assert resumed.status_code in (200, 202), resumed.text
     assert (await service.ended(begun["id"], user, deadline_s=10))["state"] == "cancelled"
+
+
+async def test_a_machine_that_goes_while_a_change_waits_for_it_is_not_found(
+    service: Service, eventually: Eventually
+) -> None:
+    user = await service.new_user()
+    vm = await service.vm(user, start=False)
+    async with await psycopg.AsyncConnection.connect(service.settings.database_url) as going:
+        await going.execute("DELETE FROM vms WHERE id = %s", [vm["id"]])
+        waiting = asyncio.create_task(service.call("POST", f"/api/v1/vms/{vm['id']}/start", user))
+        blocked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ILIKE '%%FROM vms%%'"
+        await eventually(lambda: bool(service.rows(blocked)))
+    assert (await waiting).status_code == 404
