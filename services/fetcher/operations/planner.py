@@ -16,6 +16,7 @@ from services.fetcher.ports import ItemRepository, PictureStore, SourceCollectio
 from services.fetcher.service.selection import Selection
 
 _BATCH = 500
+_FIRST_BATCH = 64
 
 _log = structlog.get_logger()
 
@@ -89,7 +90,8 @@ class Planner:
                 batch += items_of(job, document, field)
             else:
                 written = json_util.dumps(document["_id"]) == job.planned_to
-            if len(batch) >= _BATCH or (not written and documents % _BATCH == 0):
+            full = _BATCH if documents > _FIRST_BATCH else _FIRST_BATCH  # downloads begin with the first one
+            if len(batch) >= full or (not written and documents % _BATCH == 0):
                 await self._add(job, batch)
                 batch = []
                 planned_to = json_util.dumps(document["_id"]) if written else job.planned_to

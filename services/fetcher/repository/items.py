@@ -43,7 +43,7 @@ class MongoItems:
         if without:
             query["domain"] = {"$nin": sorted(without)} if len(without) > 1 else {"$ne": next(iter(without))}
         with job_store_errors():
-            due = await self._items.find(query).limit(limit).to_list(limit)
+            due = await self._items.find(query).limit(limit).batch_size(limit).to_list(limit)
             if not due:
                 return []
             ids = {"_id": {"$in": [document["_id"] for document in due]}}
