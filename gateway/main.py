@@ -164,7 +164,11 @@ class _Gateway:
         self.bus.on_broadcast(LOG_CHANNEL, on_log)
 
     async def _cut_revoked(self) -> None:
-        """End what a revoked session or user has open: downloads, streams, consoles."""
+        """End what a revoked session or user has open: downloads, streams, consoles.
+
+        Not what auth is about to answer: it is the answer to the very call that revoked, such as a change of password.
+        """
+        cut_off = [upstream for name, upstream in self.upstreams.items() if name != "auth"]
 
         async def on_revoked(event: Event) -> None:
             apply_revocation(self.revocations, event)
@@ -175,7 +179,7 @@ class _Gateway:
                     user_id, _, session_id = session.partition(" ")
                     return subject == (user_id if scope == "user" else session_id)
 
-                for upstream in self.upstreams.values():
+                for upstream in cut_off:
                     upstream.end_sessions(belongs, Unauthenticated("The session or key has been revoked; log in again"))
                 self.sockets.end_sessions(belongs)
 
