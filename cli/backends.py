@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 from libs.common.errors import Unavailable
 
 _MONGO_START_S = 20.0
+_STARTED_LINES = 8
+"""Of a `postmaster.pid`, the last of which says whether the server is ready."""
 
 
 class EmbeddedPostgres:
@@ -58,13 +60,30 @@ class EmbeddedPostgres:
         """The database URL of a service."""
         if self._server is None:
             raise RuntimeError("PostgreSQL has not been started")
-        host = self._server.get_postmaster_info().socket_dir
-        return f"postgresql://telar_{service}@/telar_{service}?host={host}"
+        return _url(service, self._server.get_postmaster_info().socket_dir)
 
     async def stop(self) -> None:
         if self._server is not None:
             await asyncio.to_thread(self._server.cleanup)
             self._server = None
+
+
+def running_postgres(folder: Path, service: str) -> str | None:
+    """The database URL of a service on the server that runs in the folder; None if none does.
+
+    Source: PostgreSQL's `miscadmin.h`: the fifth line of `postmaster.pid` is the folder of the Unix socket.
+    """
+    try:
+        lines = (folder / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    if len(lines) < _STARTED_LINES or not psutil.pid_exists(int(lines[0])):
+        return None
+    return _url(service, lines[4])
+
+
+def _url(service: str, socket_folder: object) -> str:
+    return f"postgresql://telar_{service}@/telar_{service}?host={socket_folder}"
 
 
 def give_runtime_folder() -> None:

@@ -111,6 +111,25 @@ def secrets(
     typer.echo(f"{folder}: made {', '.join(made)}" if made else f"{folder}: everything is there already")
 
 
+@app.command("password")
+def give_password(
+    name: Annotated[str, typer.Argument(help="The user's name or e-mail address.")],
+    data_dir: DataDir = Path("data"),
+) -> None:
+    """Give a user a new password, asked for here or read from standard input; for who has no administrator left."""
+    from cli import password  # noqa: PLC0415 - as above
+    from libs.common.errors import TelarError  # noqa: PLC0415 - as above
+
+    asked = typer.prompt("New password", hide_input=True, confirmation_prompt=True) if sys.stdin.isatty() else None
+    given = asked or sys.stdin.readline().rstrip("\r\n")
+    with _readable_errors():
+        try:
+            uvloop.run(password.give(name, SecretStr(given), data_dir.resolve()))
+        except TelarError as error:
+            raise SystemExit(f"{error.title}: {error.detail}") from error
+        typer.echo(f"{name} has a new password; sessions with the old one have ended.")
+
+
 @keys_app.command("rotate")
 def rotate_keys() -> None:
     """Add a signing key and retire the oldest; gateways follow within a second, tokens in use stay good."""

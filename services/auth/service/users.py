@@ -167,6 +167,14 @@ class Users:
             await uow.commit()
         return user
 
+    async def give_password(self, name: str, password: SecretStr) -> None:
+        """As an administrator would, for an operator who has none left; raises UserNotFound."""
+        async with self._uow() as uow:
+            user = await AuthRepository(uow.session).user_by_name(name)
+        if user is None:
+            raise UserNotFound(f"There is no user with the name or address {name!r}")
+        await self.change(user.id, UserPatch(password=password), None, SYSTEM)
+
     async def change_me(self, caller: Principal, patch: MePatch, if_match: str | None, address: str) -> User:
         full = UserPatch(**patch.model_dump())
         return await self.change(UUID(caller.user_id), full, if_match, Actor.of(caller, address))
