@@ -1,6 +1,7 @@
 """The steps of stacks' slow work: deploy, redeploy, roll back, start, stop, restart, delete, each with its undoing."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -9,7 +10,7 @@ from libs.common.operations import Operation, RetryFrom, Saga, State, Step, Step
 from libs.common.uow import UnitOfWork
 from services.containers.domain.stacks import Action
 from services.containers.domain.stacks import State as StackState
-from services.containers.errors import PortTaken
+from services.containers.errors import PortTaken, RevisionNotFound, StackNotFound
 from services.containers.service import Deployment, Endings
 from services.containers.service.records import kind_of
 from services.containers.service.stacks import CREATE
@@ -52,13 +53,19 @@ class _Work:
         return Saga(CREATE, steps=self._steps(undo_store, undo_up), cancellable=True, on_end=end)
 
     def change(self, action: Action) -> Saga:
-        """Another revision in the place of the one that runs, which comes back if the new one does not get well."""
+        """Another revision in the place of the one that runs, which comes back if the new one does not get well.
+
+        If undoing it needed an operator, its stack may be deleted or its revision forgotten before it is resumed: then
+        nothing is left to undo.
+        """
 
         async def undo_store(context: StepContext) -> None:
-            await self.deployment.remove_copy(_stack(context), _number(context))
+            with suppress(StackNotFound, RevisionNotFound):
+                await self.deployment.remove_copy(_stack(context), _number(context))
 
         async def undo_up(context: StepContext) -> None:
-            await self.deployment.restore(_stack(context), StackState(context.input["before"]))
+            with suppress(StackNotFound):
+                await self.deployment.restore(_stack(context), StackState(context.input["before"]))
 
         async def end(uow: UnitOfWork, operation: Operation) -> None:
             stack_id, number = UUID(operation.resource_id), operation.input["revision"]
@@ -66,7 +73,8 @@ class _Work:
                 await self.endings.deployed(uow, stack_id, number)
             else:
                 before = StackState(operation.input["before"])
-                await self.endings.redeployment_failed(uow, stack_id, number, before, _reason(operation))
+                with suppress(StackNotFound, RevisionNotFound):
+                    await self.endings.redeployment_failed(uow, stack_id, number, before, _reason(operation))
 
         return Saga(kind_of(action), steps=self._steps(undo_store, undo_up), cancellable=True, on_end=end)
 

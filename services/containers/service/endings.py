@@ -5,7 +5,7 @@ from uuid import UUID
 from libs.common.uow import UnitOfWork
 from services.containers.domain.revisions import RevisionState
 from services.containers.domain.stacks import AFTER, Action, Health, State
-from services.containers.errors import StackNotFound
+from services.containers.errors import RevisionNotFound, StackNotFound
 from services.containers.models import Stack, StackRevision
 from services.containers.repository import RevisionRepository, StackRepository
 from services.containers.service.records import Addresses, Teller, mirror, services_of
@@ -77,7 +77,7 @@ class Endings:
         stack = await self._locked_stack(uow, stack_id)
         revision = await RevisionRepository(uow.session).get(stack_id, number, for_update=True)
         if revision is None:
-            raise StackNotFound
+            raise RevisionNotFound(f"The stack has no revision {number}")
         return stack, revision
 
     async def _locked_stack(self, uow: UnitOfWork, stack_id: UUID) -> Stack:

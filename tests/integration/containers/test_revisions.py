@@ -163,3 +163,26 @@ async def test_revisions_beyond_the_retention_are_forgotten_with_their_code(serv
     )
     assert await page((await service.get(user, stack["id"]))["url"]) == "2"
     await service.act(user, stack["id"], "delete")
+
+
+@pytest.mark.parametrize("gone", ["the stack", "the revision"])
+async def test_what_needed_an_operator_ends_when_its_stack_or_revision_is_gone(service: Service, gone: str) -> None:
+    user = await service.new_user()
+    stack = await service.done(user, await service.create(user, files=SITE))
+    begun = await changed(service, user, stack, {"index.html": "second"})
+    await service.done(user, begun)
+    undoing = "UPDATE operations SET state = 'needs_operator', direction = 'backward' WHERE id = %s"
+    await service.change(undoing, begun.json()["id"])
+    if gone == "the stack":
+        await service.act(user, stack["id"], "delete")
+    else:
+        await service.done(user, await changed(service, user, stack, {"index.html": "third"}))
+        await service.change("DELETE FROM stack_revisions WHERE stack_id = %s AND number = 2", stack["id"])
+    path, administrator = f"/api/v1/operations/{begun.json()['id']}/resume", service.as_user("admin", role="ADMIN")
+    resumed = await service.http.post(path, headers=administrator)
+    assert resumed.status_code in (200, 202), resumed.text
+    assert (await service.ended(user, begun.json()["id"], deadline_s=20))["state"] == "cancelled"
+    if gone == "the revision":
+        shown = await service.get(user, stack["id"])
+        assert (shown["state"], shown["revision"], await page(shown["url"])) == ("running", 3, "third")
+        await service.act(user, stack["id"], "delete")
