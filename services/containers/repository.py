@@ -16,7 +16,7 @@ from services.containers.errors import HostPortTaken, NoPortLeft, StackNameTaken
 from services.containers.models import SORTABLE, HostPort, Stack, StackRevision
 
 DEFAULT_SORT = "-created_at"
-_PORT_TRIES = 20
+_PORTS_LOCK = 0x7E1A_0C0A
 _UNSHOWN = ("compose", "reserved")
 
 
@@ -113,7 +113,11 @@ class RevisionRepository:
 
 
 class PortRepository:
-    """Host ports, each given to one stack at a time, in the caller's transaction."""
+    """Host ports, each given to one stack at a time, in the caller's transaction.
+
+    From its first change on a transaction keeps all others from changing ports until it ends: each may change several,
+    in any order. Where it changes its owner's quota, too, it does so first.
+    """
 
     def __init__(self, session: AsyncSession, first: int, last: int) -> None:
         self._session = session
@@ -121,31 +125,30 @@ class PortRepository:
         self._last = last
 
     async def reserve(self, stack_id: UUID, count: int, *, avoid: Collection[int] = ()) -> list[int]:
-        """Take free ports, chosen at random so that parallel requests seldom meet; raises NoPortLeft.
-
-        Of requests that do meet one inserts the row; the others wait for its commit, see the row and choose again.
-        """
-        taken: list[int] = []
-        for _ in range(_PORT_TRIES):
-            wanted = await self._free(count - len(taken), [*avoid, *taken])
-            if not wanted:
-                break
-            # Sorted: two requests that want the same two ports must not wait for each other.
-            adding = insert(HostPort).values([{"port": port, "stack_id": stack_id} for port in sorted(wanted)])
-            added = await self._session.execute(adding.on_conflict_do_nothing().returning(col(HostPort.port)))
-            taken += added.scalars().all()
-            if len(taken) == count:
-                return taken
-        raise NoPortLeft(
-            f"All ports from {self._first} to {self._last} are given away; delete a stack or tell an operator",
-            retry_after_s=60,
+        """Take free ports, chosen at random; raises NoPortLeft."""
+        await self._lock()
+        candidate = func.generate_series(self._first, self._last).column_valued("candidate")
+        free = (
+            select(candidate)
+            .where(~select(HostPort).where(col(HostPort.port) == candidate).exists(), candidate.not_in(avoid))
+            .order_by(func.random())
+            .limit(count)
         )
+        ports = list((await self._session.execute(free)).scalars())
+        if len(ports) < count:
+            raise NoPortLeft(
+                f"All ports from {self._first} to {self._last} are given away; delete a stack or tell an operator",
+                retry_after_s=60,
+            )
+        await self._session.execute(insert(HostPort).values([{"port": one, "stack_id": stack_id} for one in ports]))
+        return ports
 
     async def take(self, stack_id: UUID, ports: Collection[int]) -> None:
         """Take these very ports; raises HostPortTaken if one of them belongs to another stack."""
         if not ports:
             return
-        adding = insert(HostPort).values([{"port": port, "stack_id": stack_id} for port in sorted(set(ports))])
+        await self._lock()
+        adding = insert(HostPort).values([{"port": port, "stack_id": stack_id} for port in set(ports)])
         await self._session.execute(adding.on_conflict_do_nothing())
         held = select(col(HostPort.port)).where(col(HostPort.stack_id) == stack_id, col(HostPort.port).in_(ports))
         missing = set(ports) - set((await self._session.execute(held)).scalars())
@@ -154,22 +157,9 @@ class PortRepository:
 
     async def release_but(self, stack_id: UUID, kept: Collection[int]) -> None:
         """Give back all of a stack's ports but those."""
+        await self._lock()
         query = delete(HostPort).where(col(HostPort.stack_id) == stack_id, col(HostPort.port).not_in(kept))
         await self._session.execute(query)
 
-    async def release(self, stack_id: UUID, ports: Collection[int] | None = None) -> None:
-        """Give a stack's ports back, all of them unless some are named."""
-        query = delete(HostPort).where(col(HostPort.stack_id) == stack_id)
-        if ports is not None:
-            query = query.where(col(HostPort.port).in_(ports))
-        await self._session.execute(query)
-
-    async def _free(self, count: int, avoid: Collection[int]) -> Sequence[int]:
-        candidate = func.generate_series(self._first, self._last).column_valued("candidate")
-        query = (
-            select(candidate)
-            .where(~select(HostPort).where(col(HostPort.port) == candidate).exists(), candidate.not_in(avoid))
-            .order_by(func.random())
-            .limit(count)
-        )
-        return (await self._session.execute(query)).scalars().all()
+    async def _lock(self) -> None:
+        await self._session.execute(select(func.pg_advisory_xact_lock(_PORTS_LOCK)))

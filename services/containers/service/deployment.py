@@ -180,9 +180,8 @@ class Deployment:
             avoided = sorted({*avoid, *(one.host_port for one in services if one.host_port is not None)})
             ports = PortRepository(uow.session, self._settings.port_range_first, self._settings.port_range_last)
             opening = [one for one in services if one.host_port is not None]
-            await ports.release(stack_id)
-            if stack.revision:  # the revision before may have to come back
-                await ports.take(stack_id, [one.host_port for one in services_of(stack) if one.host_port is not None])
+            before = services_of(stack) if stack.revision else []  # it may have to come back
+            await ports.release_but(stack_id, [one.host_port for one in before if one.host_port is not None])
             reserved = iter(await ports.reserve(stack_id, len(opening), avoid=avoided))
             changed = [replace(one, host_port=next(reserved)) if one in opening else one for one in services]
             revision.services = [one.to_json() for one in changed]

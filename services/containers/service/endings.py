@@ -31,8 +31,8 @@ class Endings:
         stack.revision = number
         mirror(stack, revision)
         stack.health = Health.HEALTHY.value
-        await self._reservations.release_ports_but(uow, stack, services_of(stack))
         usage = await self._reservations.settle(uow, stack, revision.reserved)
+        await self._reservations.release_ports_but(uow, stack, services_of(stack))
         self._teller.moved(uow, stack, State.RUNNING, usage=usage)
 
     async def deployment_failed(self, uow: UnitOfWork, stack_id: UUID, number: int, reason: str) -> None:
@@ -40,8 +40,8 @@ class Endings:
         stack, revision = await self._locked(uow, stack_id, number)
         revision.state, revision.reason = RevisionState.FAILED.value, reason
         stack.services, stack.compose, revision.git_credentials = [], None, None
-        await self._reservations.release_ports_but(uow, stack, [])
         usage = await self._reservations.settle(uow, stack, {})
+        await self._reservations.release_ports_but(uow, stack, [])
         if usage is not None:
             self._teller.failed(uow, stack, reason, usage)
 
@@ -51,9 +51,9 @@ class Endings:
         """The revision before runs again, as if nothing had been; the reason is told beside the stack."""
         stack, revision = await self._locked(uow, stack_id, number)
         revision.state, revision.reason, revision.git_credentials = RevisionState.FAILED.value, reason, None
-        await self._reservations.release_ports_but(uow, stack, services_of(stack))
         current = await RevisionRepository(uow.session).get(stack_id, stack.revision)
         usage = await self._reservations.settle(uow, stack, current.reserved) if current is not None else None
+        await self._reservations.release_ports_but(uow, stack, services_of(stack))
         told = f"Revision {number} was rolled back to {stack.revision}: {reason}"
         self._teller.moved(uow, stack, before, reason=told, usage=usage)
 
@@ -68,8 +68,8 @@ class Endings:
 
     async def deleted(self, uow: UnitOfWork, stack_id: UUID) -> None:
         stack = await self._locked_stack(uow, stack_id)
-        await self._reservations.release_ports_but(uow, stack, [])
         usage = await self._reservations.settle(uow, stack, {})
+        await self._reservations.release_ports_but(uow, stack, [])
         self._teller.deleted(uow, stack, usage)
         await StackRepository(uow.session).remove(stack)
 

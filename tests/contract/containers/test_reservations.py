@@ -23,12 +23,13 @@ from services.containers.adapters.git import GitCommand
 from services.containers.adapters.templates import ConfiguredImages, FolderCatalog
 from services.containers.domain.revisions import ImageRecord
 from services.containers.domain.stacks import Observed, ServiceUsage
-from services.containers.errors import NoPortLeft, StackNameTaken
+from services.containers.errors import HostPortTaken, NoPortLeft, StackNameTaken
 from services.containers.main import migrate
 from services.containers.ports import LogLine
 from services.containers.repository import PortRepository
 from services.containers.schemas import StackCreate
-from services.containers.service import NewStack, Planner, Renderer, Sources, Stacks, Sweeper
+from services.containers.service import Endings, NewStack, Planner, Renderer, Sources, Stacks, Sweeper
+from services.containers.service.reservations import Reservations
 from tests.contract.containers.harness import settings, zip_of
 
 FIRST, LAST = 20_000, 20_059
@@ -103,6 +104,13 @@ class World:
             owner, StackCreate(name=name, service_types=["static"], file_manager=False, **fields), save
         )
 
+    async def give_back(self, made: Sequence[NewStack]) -> None:
+        """Release stacks' ports, of which there are few, for the tests that follow."""
+        async with self.uow() as uow:
+            for new in made:
+                await PortRepository(uow.session, FIRST, LAST).release_but(new.stack.id, [])
+            await uow.commit()
+
 
 @pytest.fixture(scope="module")
 async def world(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
@@ -139,10 +147,52 @@ async def test_fifty_parallel_requests_get_fifty_different_ports_and_the_last_is
     assert len(made) == 10
     assert {type(one) for one in refused} == {NoPortLeft}
     assert ports.isdisjoint(port_of(new) for new in made)
+    await world.give_back(made)
+
+
+async def test_requests_for_each_others_asked_ports_end_without_a_deadlock(world: World) -> None:
+    owner = await world.user("asking")
+    first, last = LAST + 1, LAST + 2
+
+    made = [await world.create(owner, name) for name in ("one", "two")]
+
+    async def place(stack_id: UUID, asked: int, other: asyncio.Event, here: asyncio.Event) -> list[int]:
+        async with world.uow() as uow:
+            ports = PortRepository(uow.session, first, last)
+            await ports.take(stack_id, [asked])
+            here.set()
+            await asyncio.wait([asyncio.ensure_future(other.wait())], timeout=0.5)
+            given = [asked, *await ports.reserve(stack_id, 1)]
+            await uow.commit()
+        return given
+
+    one, two = asyncio.Event(), asyncio.Event()
+    results = await asyncio.gather(
+        place(made[0].stack.id, first, two, one), place(made[1].stack.id, last, one, two), return_exceptions=True
+    )
+    assert sorted(str(type(result)) for result in results) == sorted(map(str, (list, HostPortTaken))), results
+    await world.give_back(made)
+
+
+async def test_an_end_that_gives_a_port_back_and_a_request_that_asks_for_it_end_without_a_deadlock(
+    world: World,
+) -> None:
+    owner = await world.user("giving")
+    going, coming = await world.create(owner, "going"), await world.create(owner, "coming")
+
+    async def end() -> None:
+        async with world.uow() as uow:
+            await Endings(world.settings).deleted(uow, going.stack.id)
+            await uow.commit()
+
     async with world.uow() as uow:
-        for new in made:
-            await PortRepository(uow.session, FIRST, LAST).release(new.stack.id)
-        await uow.commit()
+        await Reservations(world.settings).settle(uow, coming.stack, {"stacks": 2})
+        ending = asyncio.create_task(end())
+        await asyncio.wait([ending], timeout=0.5)
+        with pytest.raises(HostPortTaken):
+            await PortRepository(uow.session, FIRST, LAST).take(coming.stack.id, [port_of(going)])
+    await ending
+    await world.give_back([coming])
 
 
 async def test_parallel_requests_never_exceed_the_quota(world: World) -> None:
