@@ -11,11 +11,14 @@ from urllib.parse import quote
 import httpx
 
 from gateway.errors import DeadLetterNotFound
+from gateway.proxy.errors import failures_of
 from gateway.sessions import as_told
-from libs.common.errors import Invalid
+from libs.common.errors import TelarError, Unavailable
 from libs.common.pagination import encode_cursor, foreign_cursor
 
 _NOT_FOUND = 404
+_NOTHING_HERE = frozenset({403, _NOT_FOUND})
+"""A list that the caller's key has no scope for, or that the service does not have."""
 
 
 class Services:
@@ -45,20 +48,21 @@ class Services:
     ) -> tuple[list[dict[str, Any]], str | None]:
         """Newest-first pages of a list that several services have, merged by id.
 
-        The cursor holds the last id shown; ids sort by time, so every service goes on after it by itself.
+        The cursor holds the last id shown; ids sort by time, so every service goes on after it by itself. One that does
+        not answer is left out of this page only.
         """
         positions = _read_cursor(cursor) if cursor else {}
         names = [name for name in self.urls if positions.get(name, "") is not None]
         pages = await asyncio.gather(
             *(self._page(name, path, query, token, limit, positions.get(name)) for name in names)
         )
-        merged: list[tuple[str, str, dict[str, Any]]] = []
-        for name, (items, _) in zip(names, pages, strict=True):
-            merged += [(_time_of(item), name, item) for item in items]
+        told = {name: page for name, page in zip(names, pages, strict=True) if page is not None}
+        merged = [(_time_of(item), name, item) for name, (items, _) in told.items() for item in items]
         shown = heapq.nlargest(limit, merged, key=lambda entry: entry[0])
         after: dict[str, str | None] = dict.fromkeys(self.urls)
+        after |= {name: positions.get(name, "") for name in names if name not in told}
         more = False
-        for name, (items, next_cursor) in zip(names, pages, strict=True):
+        for name, (items, next_cursor) in told.items():
             count = sum(1 for entry in shown if entry[1] == name)
             if count < len(items):
                 after[name] = encode_cursor((items[count - 1]["id"],)) if count else positions.get(name, "")
@@ -70,24 +74,31 @@ class Services:
 
     async def _page(
         self, service: str, path: str, query: Mapping[str, str], token: str, limit: int, cursor: str | None
-    ) -> tuple[list[dict[str, Any]], str | None]:
+    ) -> tuple[list[dict[str, Any]], str | None] | None:
+        """A service's own page; None if it does not tell now."""
         asked = {**query, "limit": str(limit)}
         if cursor:
             asked["cursor"] = cursor
         try:
             answer = await self._http.get(self._url(service, path), params=asked, headers=_bearer(token))
         except httpx.HTTPError:
-            return [], None
-        if answer.status_code == _NOT_FOUND or answer.is_server_error:
+            return None
+        if answer.is_server_error:
+            return None
+        if answer.status_code in _NOTHING_HERE:
             return [], None
         if answer.is_error:
-            raise Invalid(str(answer.json().get("detail", "The list's parameters are not valid")))
+            raise as_told(answer)
         document = answer.json()
         return document["items"], document["next_cursor"]
 
     async def older_user(self, userid: str, token: str) -> dict[str, Any]:
         """A user as the older VM and stack API shows it: with its machines, its stacks and their URLs."""
-        answer = await self._http.get(self._url("auth", f"/users/{quote(userid, safe='')}"), headers=_bearer(token))
+        url = self._url("auth", f"/users/{quote(userid, safe='')}")
+        try:
+            answer = await self._http.get(url, headers=_bearer(token))
+        except httpx.HTTPError as error:
+            raise failures_of("auth").unavailable("The auth service does not answer.", retry_after_s=2) from error
         if answer.is_error:
             raise as_told(answer)
         user: dict[str, Any] = answer.json()
@@ -118,18 +129,25 @@ class Services:
         return document
 
     async def on_dead_letter(self, method: str, letter_id: str, verb: str, token: str) -> None:
-        """Replay or discard a dead letter in whichever service has it; raises DeadLetterNotFound."""
+        """Replay or discard a dead letter in whichever service has it.
+
+        Raises DeadLetterNotFound if none has, else what kept the service from it, or from saying whether it has it.
+        """
+        unknown: TelarError | None = None
         for service in self.urls:
             url = self._url(service, f"/api/v1/dead-letters/{letter_id}{verb}")
             try:
                 answer = await self._http.request(method, url, headers=_bearer(token))
             except httpx.HTTPError:
+                unknown = Unavailable(f"The {service} service, which may have it, does not answer", retry_after_s=5)
                 continue
             if answer.is_success:
                 return
-            if answer.status_code != _NOT_FOUND:
-                raise Invalid(str(answer.json().get("detail", "The service refused")))
-        raise DeadLetterNotFound(f"No service has a dead letter {letter_id}")
+            if answer.is_server_error:
+                unknown = as_told(answer)
+            elif answer.status_code != _NOT_FOUND:
+                raise as_told(answer)
+        raise unknown or DeadLetterNotFound(f"No service has a dead letter {letter_id}")
 
     def _url(self, service: str, path: str) -> str:
         return self.urls[service][0].rstrip("/") + path

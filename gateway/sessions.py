@@ -67,15 +67,15 @@ class AuthClient:
 
 
 def as_told(answer: httpx.Response) -> TelarError:
-    """The problem that auth answered, to be told on unchanged."""
+    """The problem that a service answered, to be told on unchanged."""
     try:
         document = answer.json()
         slug = str(document["type"]).removeprefix("/problems/")
         title, detail = str(document["title"]), str(document["detail"])
-    except (ValueError, KeyError):
-        return Unavailable("The auth service gave no usable answer", retry_after_s=2)
+    except (ValueError, KeyError, TypeError):
+        return Unavailable("A service gave no usable answer", retry_after_s=2)
     kind = KIND_OF_STATUS.get(answer.status_code, Kind.INTERNAL)
-    named: Callable[..., TelarError] = type("AuthRefusal", (TelarError,), {"kind": kind, "slug": slug, "title": title})
+    named: Callable[..., TelarError] = type("Refusal", (TelarError,), {"kind": kind, "slug": slug, "title": title})
     retry_after = answer.headers.get("retry-after", "")
     return named(detail, retry_after_s=float(retry_after) if retry_after.isdigit() else None)
 

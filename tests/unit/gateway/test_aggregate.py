@@ -1,3 +1,4 @@
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -9,9 +10,10 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.aggregate import Services
+from gateway.errors import DeadLetterNotFound
 from libs.common import dead_letters_api, problems
 from libs.common.auth import Principal, Role
-from libs.common.errors import Invalid
+from libs.common.errors import Kind, TelarError, Unavailable
 from libs.common.ids import uuid7
 from libs.common.telemetry import Metrics
 
@@ -88,5 +90,90 @@ async def test_pages_of_all_services_hold_each_item_once_and_the_newest_first(
 
 @pytest.mark.parametrize("cursor", ["x", "bnVsbA", "eyJ2bXMiOiAieCJ9"])
 async def test_a_cursor_of_another_list_is_refused(services: Services, cursor: str) -> None:
-    with pytest.raises(Invalid):
+    with pytest.raises(TelarError) as refusal:
         await services.list_merged(PATH, {}, "token", limit=2, cursor=cursor)
+    assert refusal.value.kind is Kind.INVALID
+
+
+class Away(httpx.AsyncBaseTransport):
+    """A service that cannot be reached."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("no route", request=request)
+
+
+class Answers(httpx.AsyncBaseTransport):
+    """A service that answers everything with the same problem."""
+
+    def __init__(self, status: int, slug: str, detail: str = "so it is") -> None:
+        self._status = status
+        self._problem = {"type": f"/problems/{slug}", "title": slug, "status": status, "detail": detail}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        headers = {"retry-after": "5"} if self._status == 503 else {}
+        return httpx.Response(self._status, json=self._problem, headers=headers, request=request)
+
+
+@contextlib.asynccontextmanager
+async def behind(**transports: httpx.AsyncBaseTransport) -> AsyncIterator[Services]:
+    mounts = {f"http://{name}": transport for name, transport in transports.items()}
+    async with httpx.AsyncClient(mounts=mounts) as http:
+        yield Services({name: (f"http://{name}",) for name in transports}, http)
+
+
+MISSING = Answers(404, "dead-letter-not-found")
+
+
+async def test_a_dead_letter_that_the_bus_does_not_take_is_told_as_its_service_does() -> None:
+    async with behind(auth=MISSING, vms=Answers(503, "unavailable", "The bus did not take it"), images=MISSING) as all_:
+        with pytest.raises(TelarError) as refusal:
+            await all_.on_dead_letter("POST", "1", "/replay", "token")
+    assert (refusal.value.kind, refusal.value.retry_after_s) == (Kind.UNAVAILABLE, 5)
+    assert refusal.value.detail == "The bus did not take it"
+
+
+async def test_a_dead_letter_is_found_beside_services_that_are_away_or_ill() -> None:
+    good = httpx.ASGITransport(app_of("vms", Letters()))
+    async with behind(auth=Away(), images=Answers(503, "database-unavailable"), vms=good) as all_:
+        await all_.on_dead_letter("DELETE", str(uuid7()), "", "token")
+
+
+async def test_a_dead_letter_is_not_said_to_be_nowhere_while_a_service_is_away() -> None:
+    async with behind(auth=MISSING, vms=Away()) as all_:
+        with pytest.raises(Unavailable, match="vms"):
+            await all_.on_dead_letter("DELETE", "1", "", "token")
+    async with behind(auth=MISSING, vms=MISSING) as all_:
+        with pytest.raises(DeadLetterNotFound):
+            await all_.on_dead_letter("DELETE", "1", "", "token")
+
+
+async def test_a_list_goes_on_with_a_service_that_was_away_for_a_page(letters: dict[str, Letters]) -> None:
+    for kept in letters.values():
+        kept.ids += [uuid7(), uuid7()]
+    apps = {name: httpx.ASGITransport(app_of(name, kept)) for name, kept in letters.items()}
+    async with behind(**apps | {"vms": Away()}) as all_:
+        first, cursor = await all_.list_merged(PATH, {}, "token", limit=2, cursor=None)
+    async with behind(**apps) as all_:
+        rest, _ = await all_.list_merged(PATH, {}, "token", limit=50, cursor=cursor)
+    assert sorted(item["id"] for item in first + rest) == sorted(str(one) for k in letters.values() for one in k.ids)
+
+
+async def test_a_list_holds_nothing_of_services_that_the_callers_key_may_not_read() -> None:
+    good, kept = Letters(), uuid7()
+    good.ids.append(kept)
+    async with behind(auth=Answers(403, "forbidden"), vms=httpx.ASGITransport(app_of("vms", good))) as all_:
+        items, _ = await all_.list_merged(PATH, {}, "token", limit=2, cursor=None)
+    assert [item["id"] for item in items] == [str(kept)]
+
+
+async def test_a_list_is_refused_as_its_service_does() -> None:
+    async with behind(vms=Answers(401, "unauthenticated")) as all_:
+        with pytest.raises(TelarError) as refusal:
+            await all_.list_merged(PATH, {}, "token", limit=2, cursor=None)
+    assert refusal.value.kind is Kind.UNAUTHENTICATED
+
+
+async def test_an_older_clients_user_is_unavailable_while_auth_is_away() -> None:
+    async with behind(auth=Away()) as all_:
+        with pytest.raises(Unavailable):
+            await all_.older_user("ext-7", "token")
