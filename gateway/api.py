@@ -16,7 +16,7 @@ from gateway.aggregate import Services
 from gateway.errors import UnknownClient
 from gateway.feeds import Feed, sse_response
 from gateway.limits import Limits
-from gateway.routes import SERVICES
+from gateway.routes import AREAS, SERVICES
 from gateway.sessions import Sessions
 from gateway.tokens import KeyRing, TokenIssuer
 from libs.common.app import VERSION
@@ -161,7 +161,9 @@ def feeds_router(events: Feed, logs: Feed, revocations: Revocations) -> APIRoute
         patterns = [part.strip() for part in types.split(",")] if types else ["*"]
 
         def wants(event: Event) -> bool:
-            return caller.may_see(event.owner) and any(fnmatchcase(event.type, pattern) for pattern in patterns)
+            area = AREAS.get(event.type.partition(".")[0])
+            may_see = caller.may_see(event.owner) and area is not None and caller.has_scope(f"{area}:read")
+            return may_see and any(fnmatchcase(event.type, pattern) for pattern in patterns)
 
         return sse_response(events.stream(wants, principal=caller, revocations=revocations, last_id=last_event_id))
 

@@ -59,6 +59,8 @@ ROUTES: dict[str, Route] = {
 }
 """Longest prefix wins."""
 
+AREAS = {route.service: route.area for route in ROUTES.values()}
+"""The scope of each service."""
 SERVICES = ("auth", "images", "vms", "containers", "fetcher")
 _CONSOLE_SOCKET = re.compile(r"/api/v1/vms/[^/]+/console/ws")
 _OPERATION = re.compile(r"/api/v1/operations/op_([a-z]+)_[0-9a-f]{32}(/.*)?")
@@ -78,7 +80,7 @@ def route_of(path: str) -> Route | None:
     if path.startswith("/api/v1/operations/"):
         found = _OPERATION.fullmatch(path)
         if found is not None and found[1] in SERVICES:
-            return Route(found[1], "")
+            return Route(found[1], AREAS[found[1]])
     return None
 
 
@@ -88,7 +90,5 @@ def cost_of(route: Route, method: str) -> float:
 
 def missing_scope(route: Route, method: str, principal: Principal) -> str | None:
     """The scope that the caller's key lacks for the call; None if it may be made."""
-    if not route.area:
-        return None
     scope = f"{route.area}:read" if method in _SAFE else route.area
     return None if principal.has_scope(scope) else scope

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from libs.common.auth import AdminOnly, CurrentUser, Principal
+from libs.common.auth import AdminOnly, CurrentUser, Principal, requires_scope
 from libs.common.db import Notifications, drain
 from libs.common.errors import Unavailable
 from libs.common.operations import CHANNEL, Operation, OperationNotFound, Operations, State, StepState
@@ -81,9 +81,12 @@ def accepted(operation: Operation, **resources: Any) -> Response:
     return JSONResponse(content, status_code=202, headers=location(operation))
 
 
-def operations_router(operations: Operations, notifications: Notifications) -> APIRouter:
-    """Make the routes; `notifications` must listen to `operations.CHANNEL`. Another owner's operation is a 404."""
-    router = APIRouter(prefix="/api/v1/operations", tags=["operations"])
+def operations_router(operations: Operations, notifications: Notifications, *, area: str) -> APIRouter:
+    """Make the routes; `notifications` must listen to `operations.CHANNEL`. Another owner's operation is a 404.
+
+    `area` is the service's scope: a key that may not change a machine may not cancel its change either.
+    """
+    router = APIRouter(prefix="/api/v1/operations", tags=["operations"], dependencies=[requires_scope(area)])
 
     async def visible(operation_id: str, caller: CurrentUser) -> Operation:
         return await operations.get(operation_id, owner_id=_owner(caller))

@@ -160,11 +160,15 @@ class SqlRuntime:
         *,
         title: str,
         description: str,
+        area: str,
         routers: Sequence[APIRouter],
         lifespan: Lifespan,
         streamed: Callable[[Scope], bool] = streams_nothing,
     ) -> FastAPI:
-        """Build the service's app over this runtime: its routers, and those of operations and dead letters."""
+        """Build the service's app over this runtime: its routers, and those of operations and dead letters.
+
+        `area` is the scope that a key needs for its operations.
+        """
         operations = self.runner.operations if self.runner is not None else Operations(self.uow, ())
         return create_app(
             service=self.service,
@@ -177,7 +181,7 @@ class SqlRuntime:
             idempotency=self.idempotency,
             routers=[
                 *routers,
-                operations_router(operations, self.notifications),
+                operations_router(operations, self.notifications, area=area),
                 dead_letters_api.router(self.service, self.inbox),
             ],
             lifespan=lifespan,

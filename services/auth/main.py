@@ -58,6 +58,7 @@ def create_app(
     return runtime.app(
         title="Telar auth",
         description="Users, sessions, API keys, quotas and the audit log.",
+        area="account",
         routers=(
             public_router(users, keys, sessions, Audit(runtime.uow)),
             internal_router(sessions, users),

@@ -93,6 +93,7 @@ def create_app(settings: ContainersSettings, *, bus: Bus, verifier: TokenVerifie
     return runtime.app(
         title="Telar containers",
         description="Application stacks on a Docker engine: from templates and ZIPs, with their state, logs and URLs.",
+        area="stacks",
         routers=[
             api.router(stacks, changes, Files(runtime.uow, code, CodeTree, settings), views, settings),
             legacy_router(stacks, views, settings),

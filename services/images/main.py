@@ -78,6 +78,7 @@ def create_app(settings: ImagesSettings, *, bus: Bus, verifier: TokenVerifier | 
     app = runtime.app(
         title="Telar images",
         description="OS images: uploads that are inspected while they stream, a catalog, downloads and statistics.",
+        area="images",
         routers=[
             api.router(
                 catalog,

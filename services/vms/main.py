@@ -87,6 +87,7 @@ def create_app(
     return runtime.app(
         title="Telar virtual machines",
         description="Virtual machines on Proxmox VE: templates, placement, creation, change, power and deletion.",
+        area="vms",
         routers=[
             console.router(consoles),
             drift.router(Drifts(runtime.uow, fleet, runtime.owners, tag=settings.ownership_tag)),

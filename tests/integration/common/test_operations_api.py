@@ -37,12 +37,14 @@ FIELDS = [
 ]
 
 
-def principal(user_id: str, role: Role = Role.CLIENT) -> Principal:
-    return Principal(user_id, user_id, role, "s", frozenset({"*"}), 0, time.time() + 60)
+def principal(user_id: str, role: Role = Role.CLIENT, scope: str = "*") -> Principal:
+    return Principal(user_id, user_id, role, "s", frozenset({scope}), 0, time.time() + 60)
 
 
 CALLERS = {
     "ada": principal("ada"),
+    "ada's key": principal("ada", scope="images"),
+    "ada's reading key": principal("ada", scope="vms:read"),
     "bob": principal("bob"),
     "root": principal("root", Role.ADMIN),
     "vms": principal("service:vms", Role.SERVICE),
@@ -93,7 +95,8 @@ async def client(lab: Lab, gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
     app = FastAPI()
     app.add_middleware(ByHeader)
     problems.install(app, Metrics("lab"))
-    app.include_router(operations_router(Operations(lab.uow, [gate.saga, gate.fixed]), lab.notifications))
+    operations = Operations(lab.uow, [gate.saga, gate.fixed])
+    app.include_router(operations_router(operations, lab.notifications, area="vms"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://lab/api/v1") as client:
         yield client
 
@@ -317,3 +320,15 @@ async def test_an_admin_resumes_an_operation_that_needs_an_operator(client: http
     assert (answer.status_code, answer.json()["state"]) == (202, "pending")
     stored = await lab.get(operation_id)
     assert (stored.state, stored.direction) == (State.PENDING, "backward")
+
+
+async def test_a_key_needs_the_services_scope_to_look_at_its_operations_and_to_change_them(
+    client: httpx.AsyncClient, lab: Lab
+) -> None:
+    where = f"/operations/{await lab.enqueue('gate', resource='vm-1')}"
+    told = {who: await client.get(where, headers=by(who)) for who in ("ada's key", "ada's reading key")}
+    assert [answer.status_code for answer in told.values()] == [403, 200]
+    assert (await client.get("/operations", headers=by("ada's key"))).status_code == 403
+    assert (await client.delete(where, headers=by("ada's reading key"))).status_code == 403
+    assert (await client.get(where, headers=by("ada"))).json()["state"] == "pending"
+    assert (await client.delete(where, headers=by("ada"))).status_code == 200

@@ -66,6 +66,14 @@ def test_a_key_needs_the_area_to_write_and_its_read_scope_to_read() -> None:
     assert missing_scope(route, "DELETE", caller("*")) is None
 
 
+def test_a_key_needs_a_services_scope_for_its_operations() -> None:
+    route = route_of("/api/v1/operations/op_containers_" + "0" * 32)
+    assert route is not None
+    assert missing_scope(route, "DELETE", caller("stacks:read")) == "stacks"
+    assert missing_scope(route, "GET", caller("stacks:read")) is None
+    assert missing_scope(route, "GET", caller("vms")) == "stacks:read"
+
+
 def test_only_registration_what_the_server_knows_of_tus_and_linked_files_need_no_login() -> None:
     assert {path: route.anonymous for path, route in ROUTES.items() if route.anonymous} == {
         "/api/v1/users": {"POST"},
