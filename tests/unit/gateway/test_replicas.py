@@ -10,6 +10,7 @@ import pytest
 from gateway.proxy import ReplicaTransport, Upstream
 from gateway.proxy.connection import Exchange
 from gateway.proxy.replicas import Replicas, addresses_of
+from libs.common.tasks import cancel
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
 
@@ -159,3 +160,23 @@ async def test_a_question_that_no_replica_takes_fails_as_one_to_a_single_address
     async with httpx.AsyncClient(transport=ReplicaTransport([replicas])) as http:
         with pytest.raises(httpx.ConnectError):
             await http.get("http://auth:1/")
+
+
+async def test_a_service_that_never_answers_takes_no_connection_of_another(port: int) -> None:
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.add(writer)
+
+    connected: set[asyncio.StreamWriter] = set()
+    hung = await asyncio.start_server(silent, "127.0.0.1", 0, backlog=200)
+    hung_url, auth_url = f"http://127.0.0.1:{hung.sockets[0].getsockname()[1]}", f"http://127.0.0.1:{port}"
+    transport = ReplicaTransport([Replicas([hung_url]), Replicas([auth_url])])
+    async with httpx.AsyncClient(transport=transport, timeout=httpx.Timeout(20, pool=1)) as http:
+        asking = [asyncio.create_task(http.get(hung_url)) for _ in range(110)]
+        async with asyncio.timeout(10):
+            while len(connected) < 100:  # noqa: ASYNC110 - the connections tell nobody
+                await asyncio.sleep(0.01)
+            assert (await http.get(auth_url)).status_code == 200
+        await cancel(*asking)
+    for writer in connected:
+        writer.close()
+    hung.close()
