@@ -104,18 +104,31 @@ class CodeTree:
         tag_of(found, if_match, is_new=is_new)
 
     async def _fill(self, folder: int, partial: str, name: str, pieces: AsyncIterator[bytes]) -> None:
-        used_bytes, files = await asyncio.to_thread(self._used, (folder, name))
-        if files >= self._caps.max_files:
-            raise FileTooLarge(f"A stack's code has at most {self._caps.max_files} files")
-        left = self._caps.max_bytes - used_bytes
+        left = await asyncio.to_thread(self._left, (folder, name), 1)
         with _told():
             descriptor = os.open(partial, _CREATE, 0o644, dir_fd=folder)
             with os.fdopen(descriptor, "wb") as file:
                 async for piece in pieces:
                     left -= len(piece)
-                    if left < 0:
-                        raise FileTooLarge(f"A stack's code has at most {self._caps.max_bytes} bytes in all")
+                    self._require_left(left)
                     await asyncio.to_thread(file.write, piece)
+        await asyncio.to_thread(self._left, (folder, name))  # others may have written meanwhile
+
+    def _left(self, without: tuple[int, str], more_files: int = 0) -> int:
+        """How many bytes may be added to the tree, but for the file that is about to be replaced; uploads count.
+
+        Raises FileTooLarge if it has more than it may, or would have with so many files more.
+        """
+        used_bytes, files = self._used(without)
+        if files + more_files > self._caps.max_files:
+            raise FileTooLarge(f"A stack's code has at most {self._caps.max_files} files")
+        left = self._caps.max_bytes - used_bytes
+        self._require_left(left)
+        return left
+
+    def _require_left(self, left_bytes: int) -> None:
+        if left_bytes < 0:
+            raise FileTooLarge(f"A stack's code has at most {self._caps.max_bytes} bytes in all")
 
     def _used(self, without: tuple[int, str]) -> tuple[int, int]:
         """The bytes and files of the tree, but for the file that is about to be replaced."""

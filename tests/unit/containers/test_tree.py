@@ -35,6 +35,10 @@ async def body() -> AsyncIterator[bytes]:
     yield b"x"
 
 
+async def of(size_bytes: int) -> AsyncIterator[bytes]:
+    yield b"x" * size_bytes
+
+
 async def test_folders_deeper_than_any_recursion_are_removed_and_until_then_nothing_is_written(
     tree: CodeTree, tmp_path: Path
 ) -> None:
@@ -52,6 +56,29 @@ async def test_folders_deeper_than_any_recursion_are_removed_and_until_then_noth
     assert tree.listed("") == []
     assert (outside / "kept").exists()
     assert (await tree.write("new.txt", body(), None, is_new=False)).size_bytes == 1
+
+
+async def test_files_written_at_the_same_time_are_counted_together(tree: CodeTree) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        await tree.write("other", of(600), None, is_new=False)
+        yield b"x" * 600
+
+    with pytest.raises(FileTooLarge):
+        await tree.write("slow", slow(), None, is_new=False)
+    assert [entry.name for entry in tree.listed("")] == ["other"]
+
+
+async def test_so_many_files_written_at_the_same_time_are_counted_together(tmp_path: Path) -> None:
+    tree = CodeTree(tmp_path, Caps(max_bytes=1000, max_files=2))
+
+    async def slow() -> AsyncIterator[bytes]:
+        for name in ("a", "b"):
+            (tmp_path / name).touch()
+        yield b"x"
+
+    with pytest.raises(FileTooLarge):
+        await tree.write("slow", slow(), None, is_new=False)
+    assert (await tree.write("a", of(1000), None, is_new=False)).size_bytes == 1000
 
 
 def test_a_name_that_is_no_text_is_not_listed(tree: CodeTree, tmp_path: Path) -> None:
