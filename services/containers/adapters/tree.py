@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LISTED = 10_000
 _MAX_DEPTH = 200
 _PARTIAL = ".telar-partial-"
+_PARTIAL_MOST_S = 86_400.0
+"""No upload takes so long: what is older was left by a crash."""
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -131,15 +134,20 @@ class CodeTree:
             raise FileTooLarge(f"A stack's code has at most {self._caps.max_bytes} bytes in all")
 
     def _used(self, without: tuple[int, str]) -> tuple[int, int]:
-        """The bytes and files of the tree, but for the file that is about to be replaced."""
+        """The bytes and files of the tree, but for the file that is about to be replaced; removes old partial files."""
         total, files = 0, 0
+        oldest = time.time() - _PARTIAL_MOST_S
         top = len(self._root.parts)
         for path, _, names, folder in os.fwalk(self._root, follow_symlinks=False):
             if len(Path(path).parts) - top > _MAX_DEPTH:  # each level costs a descriptor and a frame
                 raise FileTooLarge(f"The code has folders deeper than {_MAX_DEPTH} levels: remove them first")
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
-                    total += os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+                    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    if name.startswith(_PARTIAL) and found.st_mtime < oldest:
+                        os.unlink(name, dir_fd=folder)
+                        continue
+                    total += found.st_size
                     files += 1
         with contextlib.suppress(FileNotFoundError):
             total -= os.stat(without[1], dir_fd=without[0], follow_symlinks=False).st_size

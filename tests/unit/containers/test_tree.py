@@ -81,6 +81,16 @@ async def test_so_many_files_written_at_the_same_time_are_counted_together(tmp_p
     assert (await tree.write("a", of(1000), None, is_new=False)).size_bytes == 1000
 
 
+async def test_what_a_crash_left_of_an_upload_goes_with_a_later_one(tree: CodeTree, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    old, young = tmp_path / "folder" / ".telar-partial-1", tmp_path / ".telar-partial-2"
+    for partial in (old, young):
+        partial.touch()
+    os.utime(old, (0, 0))
+    await tree.write("new.txt", body(), None, is_new=False)
+    assert (old.exists(), young.exists()) == (False, True)
+
+
 def test_a_name_that_is_no_text_is_not_listed(tree: CodeTree, tmp_path: Path) -> None:
     for name in (b"caf\xe9.txt", "café.txt".encode()):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
