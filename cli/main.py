@@ -11,6 +11,9 @@ import uvloop
 from pydantic import SecretStr, ValidationError
 from rich.console import Console
 
+from cli.environment import read_env_file
+from libs.common.errors import TelarError
+
 app = typer.Typer(
     help="Telar, a self-hosted private cloud's control plane.",
     no_args_is_help=True,
@@ -23,12 +26,21 @@ documents_app = typer.Typer(help="The fetcher's job store, for backups.", no_arg
 app.add_typer(documents_app, name="documents")
 
 DataDir = Annotated[Path, typer.Option(envvar="TELAR_DATA_DIR", help="Where everything is kept.")]
+_MAX_PORT = 65_535
+
+
+@app.callback()
+def before_every_command() -> None:
+    """Take what `.env` says of options, too: `up` and `keys rotate` are to mean the same data folder."""
+    read_env_file()
 
 
 @app.command()
 def up(
     data_dir: DataDir = Path("data"),
-    port: Annotated[int, typer.Option(envvar="TELAR_PORT", help="The gateway's port on 127.0.0.1.")] = 8000,
+    port: Annotated[
+        int, typer.Option(envvar="TELAR_PORT", max=_MAX_PORT, help="The gateway's port on 127.0.0.1.")
+    ] = 8000,
 ) -> None:
     """Run the whole suite in this process, on loopback, with everything it needs."""
     from cli import suite  # noqa: PLC0415 - other commands need not load every service
@@ -41,7 +53,7 @@ def up(
 def serve(
     name: Annotated[str, typer.Argument(help="gateway, auth, images, vms, containers or fetcher.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",  # noqa: S104 - in a container
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(max=_MAX_PORT, help="Port to listen on.")] = 8000,
 ) -> None:
     """Run one service; everything it needs is in TELAR_* settings."""
     from cli import single  # noqa: PLC0415 - as above
@@ -54,7 +66,7 @@ def serve(
 def dev(
     root: Annotated[Path, typer.Argument(help="A checkout of Telar.")] = Path(),
     host: Annotated[str, typer.Option(help="The gateway's address.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The gateway's port.")] = 8000,
+    port: Annotated[int, typer.Option(max=_MAX_PORT, help="The gateway's port.")] = 8000,
 ) -> None:
     """Run the gateway and all services from a checkout, started again when files change; settings as for `serve`."""
     from cli import dev as checkout  # noqa: PLC0415 - as above
@@ -78,7 +90,7 @@ def migrate(
 def pvesim(
     data_dir: DataDir = Path("data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8006,
+    port: Annotated[int, typer.Option(max=_MAX_PORT, help="Port to listen on.")] = 8006,
     token_file: Annotated[
         Path | None, typer.Option(envvar="TELAR_PVESIM_TOKEN_FILE", help="File with the secret of Telar's API token.")
     ] = None,
@@ -104,10 +116,8 @@ def secrets(
     """Make the files of secrets that docker-compose.yml and the Swarm stack read; what is there is kept."""
     from cli.secrets import write  # noqa: PLC0415 - as above
 
-    try:
+    with _readable_errors():
         made = write(folder, lab=lab)
-    except OSError as error:
-        raise SystemExit(str(error)) from error
     typer.echo(f"{folder}: made {', '.join(made)}" if made else f"{folder}: everything is there already")
 
 
@@ -138,7 +148,9 @@ def rotate_keys() -> None:
     from libs.common.settings import CommonSettings  # noqa: PLC0415 - as above
 
     with _readable_errors():
-        path = GatewaySettings(common=CommonSettings(embedded=True)).keys_path()
+        path = GatewaySettings(common=CommonSettings(embedded=True)).keys_path().resolve()
+        if not path.exists():
+            raise SystemExit(f"{path} does not exist: name the data folder of a suite that has run, by TELAR_DATA_DIR")
         kid = KeyRing(path).rotate()
         typer.echo(f"Key {kid} is published in {path} and signs from {ACTIVE_AFTER_S:.0f} s on.")
 
@@ -160,10 +172,7 @@ def load_documents() -> None:
 
     with _readable_errors():
         uri, database = _job_store()
-        try:
-            typer.echo(f"{load(uri, database, sys.stdin.buffer)} documents", err=True)
-        except FileExistsError as error:
-            raise SystemExit(str(error)) from error
+        typer.echo(f"{load(uri, database, sys.stdin.buffer)} documents", err=True)
 
 
 def _job_store() -> tuple[str, str]:
@@ -182,7 +191,7 @@ def _made(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _readable_errors() -> Iterator[None]:
-    """Tell wrong settings in a few lines instead of a traceback."""
+    """Tell wrong settings, and what is away or refused, in a few lines instead of a traceback."""
     try:
         yield
     except ValidationError as error:
@@ -192,6 +201,10 @@ def _readable_errors() -> Iterator[None]:
             name = "_".join(map(str, item["loc"])) or error.title
             console.print(f"  {name}: {item['msg']}", markup=False)
         sys.exit(2)
+    except TelarError as error:
+        raise SystemExit(f"{error.title}: {error.__cause__ or error.detail}") from error
+    except OSError as error:
+        raise SystemExit(str(error)) from error
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -59,5 +59,5 @@ def installed() -> tuple[ServiceEntry, ...]:
 
 
 def by_name(name: str) -> ServiceEntry:
-    """The entry of a service; raises KeyError for an unknown one."""
+    """The entry of a service that there is."""
     return next(entry for entry in SERVICES if entry.name == name)

@@ -1,6 +1,7 @@
 """`telar serve`, `telar migrate`, `telar pvesim`: one process of the distributed form."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ NAMES = ("gateway", *(entry.name for entry in SERVICES))
 
 async def serve(name: str, host: str, port: int) -> None:
     """Run one service until SIGINT or SIGTERM."""
-    if name not in NAMES:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(NAMES)}")
+    _refuse_unknown([name], NAMES)
     stop = stop_event()
     common = CommonSettings()
     pipeline = setup_logging(common)
@@ -50,6 +50,12 @@ async def serve(name: str, host: str, port: int) -> None:
         await stop.wait()
 
 
+def _refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}")
+
+
 def _config(name: str, common: CommonSettings, bus: Bus) -> uvicorn.Config:
     if name == "gateway":
         app: Any = create_gateway(GatewaySettings(common=common), bus=bus)
@@ -60,6 +66,7 @@ def _config(name: str, common: CommonSettings, bus: Bus) -> uvicorn.Config:
 
 async def migrate(names: list[str]) -> None:
     """Migrate the named services' databases, or all installed ones'."""
+    _refuse_unknown(names, NAMES[1:])
     common = CommonSettings()
     setup_logging(common)
     entries = [by_name(name) for name in names] if names else list(installed())

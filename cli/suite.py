@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from dotenv import dotenv_values
 from pydantic import SecretStr
 from rich.console import Console
 
@@ -62,8 +61,8 @@ async def start(stack: AsyncExitStack, data_dir: Path, port: int) -> Suite:
     """Start the suite in an existing folder (absolute path); leaving the stack stops it in reverse order."""
     _lock(stack, data_dir)
     entries = installed()
-    sockets = {entry.name: listen(_HOST, 0) for entry in entries}
-    sockets["gateway"] = _listen_gateway(port)
+    sockets = {"gateway": _listen_gateway(port)}
+    sockets |= {entry.name: listen(_HOST, 0) for entry in entries}
     common = _common_settings(data_dir, sockets)
     pipeline = setup_logging(common)
     setup_tracing("telar", common.otlp_endpoint)
@@ -135,7 +134,7 @@ async def _start_lab(stack: AsyncExitStack, data_dir: Path) -> RunningLab | None
         return None
     folder = data_dir / "pvesim"
     folder.mkdir(exist_ok=True)
-    pace: Any = _given("TELAR_LAB_TIME_SCALE") or 1.0  # checked by the settings
+    pace: Any = os.environ.get("TELAR_LAB_TIME_SCALE") or 1.0  # checked by the settings
     lab = await serve_lab(LabSettings(data_dir=folder, port=0, time_scale=pace))
     stack.push_async_callback(lab.aclose)
     return lab
@@ -222,12 +221,8 @@ def _listen_gateway(port: int) -> socket.socket:
 
 
 def _set(name: str) -> bool:
-    """Whether the operator gave a setting, in the environment or in .env."""
-    return bool(_given(name))
-
-
-def _given(name: str) -> str | None:
-    return os.environ.get(name) or dotenv_values(".env").get(name)
+    """Whether the operator gave a setting."""
+    return bool(os.environ.get(name))
 
 
 def _kept_secret(path: Path, name: str) -> str:
