@@ -14,10 +14,12 @@ def host_name(name: str, number: int, domain: str) -> str:
 
 
 def route_labels(project: str, host: str, port: int) -> dict[str, str]:
-    """What tells Traefik (Docker provider) to send a host's requests to a container's port."""
+    """What tells Traefik (Docker provider) to send a host's requests to a container's port.
+
+    No network is named: on the engine's host network Traefik reaches each that a container has, whatever its name.
+    """
     return {
         "traefik.enable": "true",
-        "traefik.docker.network": project,
         f"{_ROUTER}.{project}.rule": f"Host(`{host}`)",
         f"{_SERVICE}.{project}.loadbalancer.server.port": str(port),
     }

@@ -1,5 +1,7 @@
 """Compose files of stacks' owners, on a real engine: run held in, checked in a dry run, refused by path."""
 
+import contextlib
+from pathlib import Path
 from uuid import UUID
 
 import docker
@@ -8,7 +10,7 @@ import pytest
 import yaml
 
 from services.containers.domain.stacks import project_name
-from tests.contract.containers.harness import SITE, Service, zip_of
+from tests.contract.containers.harness import SITE, Service, running, zip_of
 from tests.integration.containers.conftest import Remains
 
 pytestmark = pytest.mark.docker
@@ -73,6 +75,23 @@ async def test_an_own_compose_file_runs_limited_and_labelled_with_the_code_of_a_
     assert yaml.safe_load(text)["services"]["web"]["environment"] == {"GREETING": "hi $$PATH $$HOME"}
     await service.act(user, stack["id"], "delete")
     assert remains(project_name(UUID(stack["id"]))) == []
+
+
+@pytest.mark.parametrize("network", ["default", "front"])
+async def test_a_proxys_labels_name_no_network_that_the_container_is_not_on(
+    own_database: str, tmp_path: Path, network: str
+) -> None:
+    web = f"{{image: telar/nginx:1.26, ports: ['80'], networks: [{network}]}}"
+    text = f"{{services: {{web: {web}}}, networks: {{{network}: {{}}}}}}"
+    async with running(own_database, tmp_path, domain="apps.example.org") as service:
+        user = await service.new_user()
+        stack = await service.done(user, await service.create(user, compose=text, service_types=[]))
+        with contextlib.closing(docker.from_env()) as client:
+            container = client.containers.list(filters={"label": f"telar.stack={stack['id']}"})[0]
+        await service.act(user, stack["id"], "delete")
+    assert container.labels["traefik.enable"] == "true"
+    named = {text for name, text in container.labels.items() if name.endswith(".network")}
+    assert named <= container.attrs["NetworkSettings"]["Networks"].keys()
 
 
 async def test_volumes_stay_if_they_are_to_be_kept(service: Service, remains: Remains) -> None:
