@@ -88,7 +88,7 @@ class Planner:
         choice = None
         if service_types or not detect:
             choice = choose(self._catalog.templates, service_types, primary_app_type, as_admin=as_admin)
-            self._require_images(choice)
+            self._require_runnable(choice)
         is_open = detect and (choice is None or choice.primary.kind is not Kind.APP)
         templates = [*(choice.templates if choice else ()), *self._sidecars(file_manager=file_manager)]
         given = dict(variables) if is_open else self._complete(templates, variables)
@@ -155,8 +155,14 @@ class Planner:
     def _limits_of(self, template: Template, limits: Limits) -> Limits:
         return sidecar_limits(self._settings) if template.kind is Kind.SIDECAR else limits
 
-    def _require_images(self, choice: Choice) -> None:
+    def _require_runnable(self, choice: Choice) -> None:
         for template in choice.templates:
+            if template.devices and self._settings.orchestrator == "swarm":
+                detail = (
+                    f"{template.title} needs {', '.join(template.devices)} of its host, and a Swarm gives containers no"
+                    " devices: ask an operator for a Telar whose TELAR_CONTAINERS_ORCHESTRATOR is compose"
+                )
+                raise InvalidStack("/body/service_types", detail)
             if template.image.official is None and template.name not in self._settings.images:
                 detail = f"There is no image for {template.title}: an operator names one in TELAR_CONTAINERS_IMAGES"
                 raise InvalidStack("/body/service_types", detail)

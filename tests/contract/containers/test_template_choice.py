@@ -1,8 +1,11 @@
 """Which templates a caller may have, told before anything is made."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from tests.contract.containers.harness import Service
+from tests.contract.containers.harness import Service, running
 
 
 async def test_macos_is_for_administrators_and_needs_an_image_of_the_operators(service: Service) -> None:
@@ -18,6 +21,20 @@ async def test_macos_is_for_administrators_and_needs_an_image_of_the_operators(s
     answer = await service.http.post("/service", headers=service.as_user(user), data=older, files={"zip_file": b""})
     assert answer.status_code == 403
     assert service.folders() == []
+
+
+async def test_macos_is_refused_where_a_swarm_would_leave_out_its_device(database_url: str, tmp_path: Path) -> None:
+    absent = f"unix://{tmp_path}/no-engine.sock"
+    options: dict[str, Any] = {"docker_host": absent, "images": {"macos": "macos:1"}}
+    for orchestrator, status in (("swarm", 422), ("compose", 200)):
+        async with running(database_url, tmp_path, orchestrator=orchestrator, **options) as service:
+            admin = service.as_user(await service.new_user(), role="ADMIN")
+            asked = {"name": "mac", "service_types": ["macOS"], "file_manager": False}
+            answer = await service.http.post("/api/v1/stacks/validate", headers=admin, json=asked)
+        assert answer.status_code == status, answer.text
+        if status == 422:
+            assert answer.json()["errors"][0]["pointer"] == "/body/service_types"
+            assert "/dev/kvm" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
