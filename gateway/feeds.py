@@ -63,12 +63,13 @@ class Feed:
         Ends when the caller's token is revoked or runs out; the client then comes back with a fresh one and its
         Last-Event-ID.
         """
+        kept = self._after(last_id, everything=history)
         reader = _Reader(wants)
         self._readers.add(reader)
         refused = asyncio.ensure_future(revocations.wait_until_refused(principal))
         try:
             yield ": telar\n\n"
-            for entry in self._after(last_id, everything=history):
+            for entry in kept:
                 if wants(entry.item):
                     yield _sse(entry)
             while follow:

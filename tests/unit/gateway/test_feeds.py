@@ -91,3 +91,17 @@ async def test_a_stream_that_does_not_follow_ends_with_what_is_kept() -> None:
     feed.publish(entry(1))
     stream = feed.stream(everything, principal=ADA, revocations=Revocations(), history=True, follow=False)
     assert [text.split("\n")[0] async for text in stream][1:] == ["id: 1"]
+
+
+async def test_what_comes_while_a_reader_resumes_comes_once() -> None:
+    feed = Feed(10)
+    for number in (1, 2):
+        feed.publish(entry(number))
+    stream = feed.stream(everything, principal=ADA, revocations=Revocations(), last_id="1")
+    await anext(stream)
+    feed.publish(entry(3))
+    got = [await anext(stream) for _ in range(2)]
+    feed.publish(entry(4))
+    got.append(await anext(stream))
+    assert [text.split("\n")[0] for text in got] == ["id: 2", "id: 3", "id: 4"]
+    await stream.aclose()
