@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from ipaddress import ip_address
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -10,6 +9,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from libs.common.errors import NotFound, TelarError
+from libs.common.peers import UNKNOWN, is_within
 from libs.common.settings import Networks
 from libs.common.telemetry import Metrics
 
@@ -54,7 +54,7 @@ class Health:
 
 
 def install(app: FastAPI, health: Health, metrics: Metrics, metrics_networks: Networks) -> None:
-    """Add /livez, /readyz and /metrics; metrics answer only peers of the given networks."""
+    """Add /livez, /readyz and /metrics; metrics answer only the given networks."""
 
     @app.get("/livez", tags=["health"])
     async def livez() -> dict[str, str]:
@@ -67,7 +67,9 @@ def install(app: FastAPI, health: Health, metrics: Metrics, metrics_networks: Ne
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics_page(request: Request) -> Response:
-        peer = ip_address(request.client.host) if request.client else None
-        if peer is None or not any(peer in network for network in metrics_networks):
+        # Whom a proxy on this very host speaks for must be allowed, too; a made-up name here only shuts one out.
+        forwarded = ",".join(request.headers.getlist("x-forwarded-for"))
+        callers = [request.client.host if request.client else UNKNOWN, *filter(None, forwarded.split(","))]
+        if not all(is_within(caller.strip(), metrics_networks) for caller in callers):
             raise NotFound("Metrics are served to TELAR_METRICS_ALLOW_NETWORKS only")
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

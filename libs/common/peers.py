@@ -20,7 +20,7 @@ def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Netw
         return UNKNOWN
     hops = [part.strip() for value in forwarded_for for part in value.split(",")]
     address = peer
-    while hops and _is_within(address, trusted):
+    while hops and is_within(address, trusted):
         candidate = hops.pop()
         if not _is_address(candidate):
             break
@@ -28,7 +28,8 @@ def client_address(peer: str | None, forwarded_for: Iterable[str], trusted: Netw
     return address
 
 
-def _is_within(address: str, networks: Networks) -> bool:
+def is_within(address: str, networks: Networks) -> bool:
+    """Whether a text is an address of one of these networks."""
     return _is_address(address) and any(ip_address(address) in network for network in networks)
 
 

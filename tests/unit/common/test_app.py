@@ -231,6 +231,15 @@ async def test_requests_are_counted_by_route_not_by_path(client: httpx.AsyncClie
     assert 'telar_http_requests_total{method="GET",route="/things/{number}",service="things",status="200"} 3.0' in page
 
 
+@pytest.mark.parametrize(
+    ("forwarded", "status"), [("127.0.0.1", 200), ("203.0.113.5", 404), ("127.0.0.1, 203.0.113.5", 404), ("x", 404)]
+)
+async def test_metrics_are_not_for_whom_a_proxy_on_this_host_speaks(
+    client: httpx.AsyncClient, forwarded: str, status: int
+) -> None:
+    assert (await client.get("/metrics", headers={"x-forwarded-for": forwarded})).status_code == status
+
+
 async def test_metrics_are_for_configured_networks(client: httpx.AsyncClient) -> None:
     transport = client._transport
     assert isinstance(transport, httpx.ASGITransport)
