@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from gateway.settings import GatewaySettings
 from libs.common.auth import Principal
@@ -27,14 +29,14 @@ class Limits:
         self._gateway = uuid7().hex
 
     def spend(self, principal: Principal | None, address: str, cost: float = 1.0) -> None:
-        self._limiter.spend(principal.user_id if principal is not None else f"address {address}", cost)
+        self._limiter.spend(principal.user_id if principal is not None else f"address {_holder_of(address)}", cost)
 
     def spend_on_key(self, address: str) -> None:
         """Before auth is asked about an API key: guessing keys must not become a load on it."""
-        self._limiter.spend(f"key {address}", KEY_EXCHANGE_COST)
+        self._limiter.spend(f"key {_holder_of(address)}", KEY_EXCHANGE_COST)
 
     def spend_on_login(self, address: str) -> None:
-        self._limiter.spend(f"login {address}", LOGIN_COST)
+        self._limiter.spend(f"login {_holder_of(address)}", LOGIN_COST)
 
     async def share(self, bus: Bus) -> None:
         """Tell the other gateways what is spent here, and hear what is spent there, until cancelled."""
@@ -49,3 +51,15 @@ class Limits:
         told = json.loads(body)
         if told["gateway"] != self._gateway:
             self._limiter.charge(told["spent"])
+
+
+@lru_cache(maxsize=4096)
+def _holder_of(address: str) -> str:
+    """What one caller holds: an IPv4 address, or an IPv6 /64, in which it may take a new address each time."""
+    try:
+        peer = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(peer, IPv6Address) and peer.ipv4_mapped is None:
+        return str(ip_network((int(peer), 64), strict=False))
+    return address

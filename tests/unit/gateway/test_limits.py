@@ -43,3 +43,14 @@ async def test_what_is_spent_at_one_gateway_is_spent_at_the_others() -> None:
                 limits.spend_on_login("192.0.2.1")
         there.spend_on_login("192.0.2.2")
         there.spend(None, "192.0.2.1")
+
+
+def test_addresses_of_one_ipv6_network_spend_together() -> None:
+    limits = Limits(SETTINGS)
+    for number in range(3):
+        limits.spend_on_login(f"2001:db8:0:1::{number + 1:x}")
+    with pytest.raises(Throttled):
+        limits.spend_on_login("2001:db8:0:1:ffff::1")
+    limits.spend_on_login("2001:db8:0:2::1")
+    for number in range(4):
+        limits.spend_on_login(f"::ffff:192.0.2.{number}")
