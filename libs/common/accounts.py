@@ -30,16 +30,21 @@ async def follow_accounts(bus: Bus, service: str, read: ReadAccounts, keep: Keep
     delay_s = 0.2
     while True:
         try:
-            if not (await bus.queues([service]))[service].consumers:
-                raise BusUnavailable("the service's queue does not stand yet")
-            after = None
-            while accounts := await read(after):
-                await keep(accounts)
-                after = accounts[-1].subject
-        except (httpx.HTTPError, TelarError) as error:
-            _log.debug("accounts_not_read", error=type(error).__name__, retry_in_s=delay_s)
+            await _read_all(bus, service, read, keep)
+        except Exception as error:  # noqa: BLE001 - whatever auth answers, it is asked again
+            tell = _log.debug if isinstance(error, httpx.HTTPError | TelarError) else _log.exception
+            tell("accounts_not_read", error=type(error).__name__, retry_in_s=delay_s)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 2.0)
             continue
         await asyncio.sleep(READ_AGAIN_S)
         delay_s = 0.2
+
+
+async def _read_all(bus: Bus, service: str, read: ReadAccounts, keep: KeepAccounts) -> None:
+    if not (await bus.queues([service]))[service].consumers:
+        raise BusUnavailable("the service's queue does not stand yet")
+    after = None
+    while accounts := await read(after):
+        await keep(accounts)
+        after = accounts[-1].subject

@@ -92,13 +92,13 @@ async def follow_revocations(
     delay_s = 0.2
     while True:
         try:
-            entries = await read()
-        except (httpx.HTTPError, TelarError) as error:
-            _log.debug("revocations_not_read", error=type(error).__name__, retry_in_s=delay_s)
+            for entry in await read():
+                revocations.add(str(entry["scope"]), str(entry["id"]), float(entry["revoked_at"]))
+        except Exception as error:  # noqa: BLE001 - whatever auth answers, it is asked again
+            tell = _log.debug if isinstance(error, httpx.HTTPError | TelarError) else _log.exception
+            tell("revocations_not_read", error=type(error).__name__, retry_in_s=delay_s)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 10.0)
             continue
-        for entry in entries:
-            revocations.add(str(entry["scope"]), str(entry["id"]), float(entry["revoked_at"]))
         await asyncio.sleep(REREAD_S)
         delay_s = 0.2

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
@@ -18,7 +19,7 @@ from libs.common.uow import UnitOfWorkFactory
 
 
 class Auth:
-    """Has accounts, of which it gives two at a time; does not answer the first call."""
+    """Has accounts, of which it gives two at a time; does not answer the first call, and the second not in JSON."""
 
     def __init__(self, *accounts: Event) -> None:
         self._accounts = sorted(accounts, key=lambda account: account.subject)
@@ -28,6 +29,8 @@ class Auth:
         self.calls += 1
         if self.calls == 1:
             raise Unavailable
+        if self.calls == 2:
+            raise json.JSONDecodeError("Expecting value", "<html>", 0)
         return [account for account in self._accounts if after is None or account.subject > after][:2]
 
 
