@@ -396,3 +396,25 @@ async def test_only_published_events_are_swept(uow: UnitOfWorkFactory, database:
         )
     await SqlOutboxStore(database).sweep()
     assert [row["subject"] for row in await rows(database, outbox_table)] == ["new"]
+
+
+async def test_two_batches_that_meet_at_their_owners_rows_never_wait_for_each_other(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
+) -> None:
+    async def handle(unit: UnitOfWork, event: Event) -> None:
+        owner = insert(counters).values(subject=event.owner, handled=1, last=0)
+        more = {"handled": counters.c.handled + 1}
+        await unit.session.execute(owner.on_conflict_do_update(index_elements=["subject"], set_=more))
+        await asyncio.sleep(0.2)
+
+    inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
+    async with uow() as unit:
+        first, second = (
+            [unit.add_event(Ticked(number=1), subject=f"{batch}-{owner}", owner=owner) for owner in owners]
+            for batch, owners in (("first", ("ada", "bob")), ("second", ("bob", "ada")))
+        )
+    at_once = [asyncio.create_task(inbox.handle(event)) for event in first]
+    await asyncio.sleep(0.1)  # a batch holds the next one up no longer than that
+    at_once += [asyncio.create_task(inbox.handle(event)) for event in second]
+    await asyncio.gather(*at_once)
+    assert await handled(database) == {"ada": 2, "bob": 2}
