@@ -17,6 +17,8 @@ from libs.common.errors import TelarError, Unavailable
 from libs.common.pagination import encode_cursor, foreign_cursor
 
 _NOT_FOUND = 404
+PATIENCE_S = 5.0
+"""How long what is told of all services together waits for one of them."""
 _NOTHING_HERE = frozenset({403, _NOT_FOUND})
 """A list that the caller's key has no scope for, or that the service does not have."""
 
@@ -80,7 +82,9 @@ class Services:
         if cursor:
             asked["cursor"] = cursor
         try:
-            answer = await self._http.get(self._url(service, path), params=asked, headers=_bearer(token))
+            answer = await self._http.get(
+                self._url(service, path), params=asked, headers=_bearer(token), timeout=PATIENCE_S
+            )
         except httpx.HTTPError:
             return None
         if answer.is_server_error:

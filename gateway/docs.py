@@ -9,6 +9,7 @@ import httpx
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import HTMLResponse
 
+from gateway.aggregate import PATIENCE_S
 from gateway.errors import ServiceAbsent
 from libs.common.docs import mount_assets, redoc_page, swagger_page
 
@@ -32,11 +33,11 @@ class OpenApi:
             return kept[1]
         for url in self._urls.get(service, ()):
             try:
-                answer = await self._http.get(url.rstrip("/") + "/openapi.json")
+                answer = await self._http.get(url.rstrip("/") + "/openapi.json", timeout=PATIENCE_S)
                 answer.raise_for_status()
-            except httpx.HTTPError:
+                document: dict[str, Any] = answer.json()
+            except (httpx.HTTPError, ValueError):
                 continue
-            document: dict[str, Any] = answer.json()
             self._kept[service] = (time.monotonic() + _KEEP_S, document)
             return document
         raise ServiceAbsent(f"The service {service!r} is not installed or does not answer", retry_after_s=5)

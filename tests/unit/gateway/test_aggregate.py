@@ -102,6 +102,14 @@ class Away(httpx.AsyncBaseTransport):
         raise httpx.ConnectError("no route", request=request)
 
 
+class Hangs(httpx.AsyncBaseTransport):
+    """A service that never answers; nobody waits for it for long."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert request.extensions["timeout"]["read"] <= 5
+        raise httpx.ReadTimeout("it hangs", request=request)
+
+
 class Answers(httpx.AsyncBaseTransport):
     """A service that answers everything with the same problem."""
 
@@ -117,7 +125,7 @@ class Answers(httpx.AsyncBaseTransport):
 @contextlib.asynccontextmanager
 async def behind(**transports: httpx.AsyncBaseTransport) -> AsyncIterator[Services]:
     mounts = {f"http://{name}": transport for name, transport in transports.items()}
-    async with httpx.AsyncClient(mounts=mounts) as http:
+    async with httpx.AsyncClient(mounts=mounts, timeout=30) as http:
         yield Services({name: (f"http://{name}",) for name in transports}, http)
 
 
@@ -158,10 +166,11 @@ async def test_a_list_goes_on_with_a_service_that_was_away_for_a_page(letters: d
     assert sorted(item["id"] for item in first + rest) == sorted(str(one) for k in letters.values() for one in k.ids)
 
 
-async def test_a_list_holds_nothing_of_services_that_the_callers_key_may_not_read() -> None:
+async def test_a_list_holds_nothing_of_services_that_hang_or_that_the_callers_key_may_not_read() -> None:
     good, kept = Letters(), uuid7()
     good.ids.append(kept)
-    async with behind(auth=Answers(403, "forbidden"), vms=httpx.ASGITransport(app_of("vms", good))) as all_:
+    well = httpx.ASGITransport(app_of("vms", good))
+    async with behind(auth=Answers(403, "forbidden"), images=Hangs(), vms=well) as all_:
         items, _ = await all_.list_merged(PATH, {}, "token", limit=2, cursor=None)
     assert [item["id"] for item in items] == [str(kept)]
 
