@@ -15,9 +15,13 @@ databases=(auth images vms containers)
 # service, and the folder in its container that is its own
 stores=("gateway /var/lib/telar" "images /var/lib/telar" "fetcher /var/lib/telar")
 
+# What to tell if this ends before it is done.
+unfinished=
+trap '[ -z "$unfinished" ] || echo "backup: FAILED: $unfinished" >&2' EXIT
+
 say() { echo "backup: $*"; }
 die() {
-    echo "backup: FAILED: $*" >&2
+    unfinished=$*
     exit 1
 }
 compose() { docker compose "$@"; }
@@ -29,11 +33,10 @@ once() {
     compose run --rm --no-deps -T --entrypoint "$program" "$service" "$@"
 }
 
-stacks_folder() { once containers printenv TELAR_CONTAINERS_STACKS_DIR </dev/null | tr -d '\r\n'; }
-
-all_stores() {
-    printf '%s\n' "${stores[@]}"
-    echo "containers $(stacks_folder)"
+add_stacks_folder() {
+    local path
+    path=$(once containers printenv TELAR_CONTAINERS_STACKS_DIR </dev/null | tr -d '\r\n')
+    stores+=("containers $path")
 }
 
 save() {
@@ -41,14 +44,18 @@ save() {
     mkdir -p "$folder"
     chmod 0700 "$folder"
     [ -z "$(ls -A "$folder")" ] || die "$folder is not empty"
+    unfinished="$folder is not finished: remove it and begin again"
+    add_stacks_folder
     for name in "${databases[@]}"; do
         compose exec -T postgres pg_dump --username postgres --format custom "telar_$name" </dev/null >"$folder/$name.dump"
     done
     once migrate telar documents save </dev/null >"$folder/fetcher.documents"
     while read -r service path; do
-        once "$service" tar --create --directory "$path" . </dev/null >"$folder/$service.tar"
-    done < <(all_stores)
-    (cd "$folder" && sha256sum -- * >SHA256SUMS)
+        # 1: something was written or removed meanwhile. What a database names has been whole before it was named.
+        once "$service" sh -c 'tar --create --directory "$1" . || [ $? -eq 1 ]' tar "$path" </dev/null >"$folder/$service.tar"
+    done < <(printf '%s\n' "${stores[@]}")
+    (cd "$folder" && sha256sum -- * >.sums && sync -- * .sums && mv .sums SHA256SUMS)
+    unfinished=
     say "saved in $folder: $(du -sh "$folder" | cut -f1)"
 }
 
@@ -61,16 +68,23 @@ restore() {
     for name in "${databases[@]}"; do
         [ "$(tables_of "$name")" = 0 ] || die "the database telar_$name is not empty: remove the volumes first"
     done
+    unfinished="nothing was restored: see above"
+    # First, for it refuses a job store that is not empty.
+    once migrate telar migrate fetcher </dev/null
+    once migrate telar documents load <"$folder/fetcher.documents"
+    unfinished="only a part is restored: remove the volumes and begin again"
+    add_stacks_folder
     for name in "${databases[@]}"; do
         compose exec -T postgres pg_restore --username postgres --dbname "telar_$name" --role "telar_$name" --no-owner \
             --exit-on-error <"$folder/$name.dump"
     done
     once migrate telar migrate </dev/null
-    once migrate telar documents load <"$folder/fetcher.documents"
     while read -r service path; do
         once "$service" tar --extract --directory "$path" <"$folder/$service.tar"
-    done < <(all_stores)
+    done < <(printf '%s\n' "${stores[@]}")
+    unfinished="everything is restored, but not all of it runs: see above"
     compose up -d --wait
+    unfinished=
     say "restored from $folder; Telar runs"
 }
 
