@@ -15,7 +15,7 @@ from libs.common.errors import TelarError, Unavailable
 from libs.common.operations.errors import LeaseLost
 from libs.common.operations.execution import Execution
 from libs.common.operations.failures import Backoff
-from libs.common.operations.model import Operation
+from libs.common.operations.model import Operation, State
 from libs.common.operations.saga import Saga
 from libs.common.operations.service import Operations
 from libs.common.operations.store import OperationStore
@@ -70,6 +70,8 @@ class OperationRunner:
         bound = [([saga.kind], saga.at_once) for saga in sagas if saga.at_once is not None]
         self._claims = [(unbound, concurrency), *bound]
         self._metrics = metrics
+        for kind in self._sagas:  # from 0 on: Prometheus sees no increase in a series that begins with its first one
+            metrics.operations.labels(service, kind, State.NEEDS_OPERATOR)
         self._store = OperationStore(uow, lease_s=lease_s)
         self._concurrency = concurrency
         self._lease_s = lease_s

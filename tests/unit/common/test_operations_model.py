@@ -1,6 +1,8 @@
 """The pure parts of operations: records, sagas, failures, what may be stored."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,6 +14,7 @@ from libs.common.operations import (
     Backoff,
     Direction,
     Operation,
+    OperationRunner,
     RetryLater,
     Saga,
     State,
@@ -22,6 +25,7 @@ from libs.common.operations import (
 )
 from libs.common.operations.context import readable, storable
 from libs.common.operations.failures import failure_of
+from libs.common.telemetry import Metrics
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -180,3 +184,11 @@ def test_what_is_stored_is_what_postgresql_takes() -> None:
     for wrong in ({"a": object()}, {"a": float("nan")}):
         with pytest.raises((TypeError, ValueError)):
             storable(wrong)
+
+
+def test_what_needs_an_operator_is_counted_from_0_on_so_that_the_first_one_is_an_increase() -> None:
+    metrics = Metrics("vms")
+    nowhere: Any = SimpleNamespace(database=SimpleNamespace(standalone=None))
+    OperationRunner(service="vms", uow=nowhere, notifications=nowhere, sagas=[Saga("create_vm", [])], metrics=metrics)
+    labels = {"service": "vms", "kind": "create_vm", "state": "needs_operator"}
+    assert metrics.registry.get_sample_value("telar_operations_total", labels) == 0
