@@ -1,20 +1,25 @@
 """The documentation of the whole: every service's OpenAPI merged into one, and each one's own page."""
 
+import asyncio
 import copy
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import HTMLResponse
 
 from gateway.aggregate import PATIENCE_S
 from gateway.errors import ServiceAbsent
 from libs.common.docs import mount_assets, redoc_page, swagger_page
+from libs.common.errors import NotFound
+from libs.common.problems import problem_page
 
 _KEEP_S = 60.0
 _OWN_PATHS = ("/livez", "/readyz", "/problems/")
+_SLUG = re.compile(r"[a-z0-9-]{1,80}")
 
 
 class OpenApi:
@@ -53,6 +58,26 @@ class OpenApi:
             _merge(merged, copy.deepcopy(document), service)
         return merged
 
+    async def problem(self, slug: str) -> Response:
+        """The page of a problem: the gateway's own, or whichever service's knows it; raises NotFound."""
+        if _SLUG.fullmatch(slug):
+            pages = [problem_page(slug)]
+            if pages == [None]:
+                pages = await asyncio.gather(*(self._problem_of(service, slug) for service in self._urls))
+            for page in filter(None, pages):
+                return page
+        raise NotFound("There is no such problem type")
+
+    async def _problem_of(self, service: str, slug: str) -> Response | None:
+        for url in self._urls[service][:1]:
+            try:
+                answer = await self._http.get(f"{url.rstrip('/')}/problems/{slug}", timeout=PATIENCE_S)
+            except httpx.HTTPError:
+                return None
+            if answer.is_success:
+                return HTMLResponse(answer.text)
+        return None
+
 
 def _merge(into: dict[str, Any], document: dict[str, Any], service: str) -> None:
     components = into.setdefault("components", {})
@@ -88,7 +113,7 @@ def _repointed(node: Any, renamed: Mapping[str, str]) -> Any:
 
 
 def install(app: FastAPI, openapi: OpenApi) -> None:
-    """Serve /openapi.json, /docs, /redoc, and /docs/<service> with its document."""
+    """Serve /openapi.json, /docs, /redoc, /docs/<service> with its document, and /problems/<slug>."""
     mount_assets(app)
     routes = APIRouter(include_in_schema=False)
 
@@ -103,6 +128,10 @@ def install(app: FastAPI, openapi: OpenApi) -> None:
     @routes.get("/redoc")
     async def redoc() -> HTMLResponse:
         return redoc_page("Telar", "/openapi.json")
+
+    @routes.get("/problems/{slug}")
+    async def problem(slug: str) -> Response:
+        return await openapi.problem(slug)
 
     @routes.get("/docs/{service}/openapi.json")
     async def of_service(service: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def create_app(
     """Build an app; `streamed` names the requests whose handlers read the body in pieces and bound it.
 
     Without a `verifier` whoever calls the app has set the caller's identity (the gateway's entry); an app that is not
-    `documented` brings documentation pages of its own.
+    `documented` brings pages of documentation and problems of its own.
     """
     app = FastAPI(
         title=title,
@@ -68,8 +68,8 @@ def create_app(
     health.install(app, checks, metrics, settings.metrics_allow_networks)
     if documented:
         docs.install(app)
+        install_problem_pages(app)
     openapi.install(app)
-    install_problem_pages(app)
     for router in routers:
         app.include_router(router)
     return app
