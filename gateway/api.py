@@ -23,6 +23,7 @@ from libs.common.app import VERSION
 from libs.common.auth import AdminOnly, CurrentUser, Revocations
 from libs.common.errors import FieldError, Invalid, Malformed
 from libs.common.events import Event
+from libs.common.pagination import link_next
 
 _NOT_READY: dict[str, Any] = {"description": "A service is not ready", "content": {"application/json": {}}}
 _SSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
@@ -205,28 +206,32 @@ def aggregate_router(services: Services) -> APIRouter:
     async def list_operations(
         _caller: CurrentUser,
         request: Request,
+        response: Response,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(max_length=2000)] = None,
         state: Annotated[str | None, Query(max_length=20)] = None,
-        kind: Annotated[str | None, Query(max_length=60)] = None,
+        kind: Annotated[str | None, Query(max_length=100)] = None,
+        resource: Annotated[str | None, Query(max_length=300, description="`<type>/<id>`, or an id alone")] = None,
     ) -> dict[str, Any]:
-        query = {name: value for name, value in (("state", state), ("kind", kind)) if value}
+        wanted = {"state": state, "kind": kind, "resource": resource}
+        query = {name: value for name, value in wanted.items() if value}
         items, next_cursor = await services.list_merged(
             "/api/v1/operations", query, _token(request), limit=limit, cursor=cursor
         )
-        return {"items": items, "next_cursor": next_cursor}
+        return _page(items, next_cursor, request, response)
 
     @routes.get("/dead-letters", tags=["dead letters"])
     async def list_dead_letters(
         _admin: AdminOnly,
         request: Request,
+        response: Response,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(max_length=2000)] = None,
     ) -> dict[str, Any]:
         items, next_cursor = await services.list_merged(
             "/api/v1/dead-letters", {}, _token(request), limit=limit, cursor=cursor
         )
-        return {"items": items, "next_cursor": next_cursor}
+        return _page(items, next_cursor, request, response)
 
     @routes.post("/dead-letters/{letter_id}/replay", status_code=202, tags=["dead letters"])
     async def replay(letter_id: UUID, _admin: AdminOnly, request: Request) -> dict[str, str]:
@@ -281,6 +286,12 @@ def _login_body() -> dict[str, Any]:
         "required": True,
         "content": {"application/json": {"schema": schema}, "application/x-www-form-urlencoded": {"schema": schema}},
     }
+
+
+def _page(items: Any, next_cursor: str | None, request: Request, response: Response) -> dict[str, Any]:
+    if next_cursor is not None:
+        link_next(request, response, next_cursor)
+    return {"items": items, "next_cursor": next_cursor}
 
 
 def _address(request: Request) -> str:

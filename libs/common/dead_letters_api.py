@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Protocol
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from libs.common.auth import AdminOnly
@@ -45,6 +45,8 @@ def router(service: str, inbox: DeadLetterStore) -> APIRouter:
 
     @routes.get("")
     async def list_dead_letters(
+        request: Request,
+        response: Response,
         _admin: AdminOnly,
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
         cursor: Annotated[str | None, Query(max_length=1000)] = None,
@@ -52,7 +54,7 @@ def router(service: str, inbox: DeadLetterStore) -> APIRouter:
         """Newest first."""
         asked = PageRequest(limit=limit, cursor=cursor)
         rows = await inbox.dead_letters(before=_place(asked), limit=limit + 1)
-        shown, next_cursor = page(rows, asked, position=lambda row: (str(row["id"]),))
+        shown, next_cursor = page(rows, asked, position=lambda row: (str(row["id"]),), http=(request, response))
         items = [
             DeadLetterOut(
                 id=row["id"],

@@ -147,7 +147,11 @@ def page(
     shown = rows[: request.limit]
     cursor = encode_cursor(position(shown[-1]), request.sort)
     if http is not None:
-        incoming, response = http
-        target = incoming.url.include_query_params(cursor=cursor)
-        response.headers["link"] = f'<{target.path}?{target.query}>; rel="next"'
+        link_next(*http, cursor)
     return shown, cursor
+
+
+def link_next(request: Request, response: Response, cursor: str) -> None:
+    """Tell where the next page is (RFC 8288)."""
+    target = request.url.include_query_params(cursor=cursor)
+    response.headers["link"] = f'<{target.path}?{target.query}>; rel="next"'

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.aggregate import Services
+from gateway.api import aggregate_router
 from gateway.errors import DeadLetterNotFound
 from libs.common import dead_letters_api, problems
 from libs.common.auth import Principal, Role
@@ -28,7 +29,7 @@ class AsAdministrator:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {})["identity"] = ADMIN
+        scope.setdefault("state", {}).update(identity=ADMIN, access_token="token")
         await self._app(scope, receive, send)
 
 
@@ -186,3 +187,36 @@ async def test_an_older_clients_user_is_unavailable_while_auth_is_away() -> None
     async with behind(auth=Away()) as all_:
         with pytest.raises(Unavailable):
             await all_.older_user("ext-7", "token")
+
+
+async def test_a_page_of_all_services_links_to_the_next_one(letters: dict[str, Letters], services: Services) -> None:
+    for kept in letters.values():
+        kept.ids += [uuid7(), uuid7()]
+    app, found, where = FastAPI(), [], f"{PATH}?limit=4"
+    app.add_middleware(AsAdministrator)
+    app.include_router(aggregate_router(services))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as gateway:
+        while where:
+            answer = await gateway.get(where)
+            found += [item["id"] for item in answer.json()["items"]]
+            where = answer.links.get("next", {}).get("url", "")
+    assert sorted(found) == sorted(str(one) for kept in letters.values() for one in kept.ids)
+    own = httpx.ASGITransport(app_of("vms", letters["vms"]))
+    async with httpx.AsyncClient(transport=own, base_url="http://vms") as vms:
+        assert "next" in (await vms.get(PATH, params={"limit": 1})).links
+
+
+async def test_operations_of_all_services_are_narrowed_to_a_resource() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params.get("resource", ""))
+        return httpx.Response(200, json={"items": [], "next_cursor": None})
+
+    app = FastAPI()
+    app.add_middleware(AsAdministrator)
+    async with behind(vms=httpx.MockTransport(answer)) as all_:
+        app.include_router(aggregate_router(all_))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as gateway:
+            await gateway.get("/api/v1/operations", params={"resource": "vm/7"})
+    assert asked == ["vm/7"]
