@@ -5,11 +5,15 @@ import secrets
 from pathlib import Path
 
 LAB_TOKEN_ID = "telar@pve!telar"  # noqa: S105 - a name
+_CLUSTERS = "telar_vms_clusters"
+_NO_CLUSTERS = "[]"
 _SQL_SERVICES = ("auth", "images", "vms", "containers")
 
 
 def write(folder: Path, *, lab: bool) -> list[str]:
     """Make what is missing in the folder, and leave what is there; gives the names of the files that were made.
+
+    The lab is also named in a file of clusters that names none.
 
     The folder is for its owner alone. Its files are readable, because containers read them as users of their own.
     """
@@ -17,11 +21,11 @@ def write(folder: Path, *, lab: bool) -> list[str]:
     made = []
     for name, value in _values(folder, lab=lab).items():
         path = folder / name
-        if path.exists():
+        if path.exists() and not (lab and name == _CLUSTERS and path.read_text().strip() == _NO_CLUSTERS):
             continue
         partial = path.with_suffix(".new")
-        partial.touch(mode=0o644)
         partial.write_text(value + "\n")
+        partial.chmod(0o644)  # whatever the umask
         partial.replace(path)
         made.append(name)
     return made
@@ -42,7 +46,7 @@ def _values(folder: Path, *, lab: bool) -> dict[str, str]:
         "telar_admin_password": _new(),
         "telar_fetcher_mongo_uri": f"mongodb://telar:{mongo}@mongodb:27017/?authSource=admin",
         "telar_pvesim_token_secret": token,
-        "telar_vms_clusters": json.dumps([_lab(token)] if lab else []),
+        _CLUSTERS: json.dumps([_lab(token)]) if lab else _NO_CLUSTERS,
     }
     for service in _SQL_SERVICES:
         name = f"telar_{service}"

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,10 +29,30 @@ def test_a_second_call_changes_nothing_and_a_lost_file_is_made_anew(tmp_path: Pa
     assert len(write(tmp_path, lab=False)) == 13
     before = read(tmp_path)
     assert json.loads(before["telar_vms_clusters"]) == []
-    assert write(tmp_path, lab=True) == []
+    assert write(tmp_path, lab=False) == []
     (tmp_path / "telar_fetcher_mongo_uri").unlink()
     assert write(tmp_path, lab=False) == ["telar_fetcher_mongo_uri"]
     assert read(tmp_path) == before
+
+
+def test_the_lab_is_added_to_no_clusters_and_takes_nobody_s_place(tmp_path: Path) -> None:
+    write(tmp_path, lab=False)
+    clusters = tmp_path / "telar_vms_clusters"
+    assert write(tmp_path, lab=True) == [clusters.name]
+    (lab,) = json.loads(clusters.read_text())
+    assert lab["token_secret"] == (tmp_path / "telar_pvesim_token_secret").read_text().strip()
+    clusters.write_text('[{"name": "mine"}]')
+    assert write(tmp_path, lab=True) == []
+
+
+def test_containers_can_read_the_files_whatever_the_operator_s_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write(tmp_path / "secrets", lab=False)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "secrets").iterdir()} == {0o644}
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
 
 
 def test_half_of_the_broker_s_secrets_is_refused_with_what_to_do(tmp_path: Path) -> None:
