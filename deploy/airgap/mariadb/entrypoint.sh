@@ -130,6 +130,12 @@ first_run() {
 case ${1:-} in '' | -*) set -- mariadbd "$@" ;; mysqld) set -- mariadbd "${@:2}" ;; esac
 [ "$1" = mariadbd ] || exec "$@"
 
+# A wrong folder, or a disk that lost files: a first run would empty it.
+if [ ! -e "$making" ] && [ ! -d "$data/mysql" ] && [ -n "$(ls -A "$data" 2>/dev/null)" ]; then
+    echo "$data is not empty and holds no database of MariaDB's, or a damaged one: it is left as it is. Give an empty volume." >&2
+    exit 1
+fi
+
 if [ "$(id -u)" = 0 ]; then
     mkdir -p "$data" "${socket%/*}"
     find "$data" "${socket%/*}" \! -user mysql -exec chown mysql: {} +

@@ -71,6 +71,12 @@ first_run() {
 case ${1:-} in '' | -*) set -- postgres "$@" ;; esac
 [ "$1" = postgres ] || exec "$@"
 
+# A wrong folder, or a disk that lost files: a first run would fail, and empty it.
+if [ ! -s "$PGDATA/PG_VERSION" ] && [ -n "$(ls -A "$PGDATA" 2>/dev/null)" ]; then
+    echo "$PGDATA is not empty and holds no database of PostgreSQL's, or a damaged one: it is left as it is. Give an empty volume." >&2
+    exit 1
+fi
+
 if [ "$(id -u)" = 0 ]; then
     mkdir -p "$PGDATA" /var/run/postgresql
     find "$PGDATA" /var/run/postgresql \! -user postgres -exec chown postgres: {} +
