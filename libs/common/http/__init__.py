@@ -13,7 +13,7 @@ from libs.common.http.errors import (
     UrlRefused,
 )
 from libs.common.http.limits import Limits
-from libs.common.http.resolver import Lookup, system_lookup
+from libs.common.http.resolver import Lookup
 from libs.common.http.response import Response
 from libs.common.http.url import OutboundUrl, parse
 
@@ -33,5 +33,4 @@ __all__ = [
     "UpstreamTooSlow",
     "UrlRefused",
     "parse",
-    "system_lookup",
 ]

@@ -13,7 +13,7 @@ from libs.common.http.errors import Reason, RedirectRefused, UpstreamTooSlow
 from libs.common.http.exchange import Exchange
 from libs.common.http.limits import Limits
 from libs.common.http.pool import Connection, Endpoint, Pool
-from libs.common.http.resolver import CheckedResolver, Lookup, system_lookup
+from libs.common.http.resolver import CheckedResolver, Lookup, SystemLookup
 from libs.common.http.response import Response
 from libs.common.http.url import OutboundUrl, follow, parse
 from libs.common.trust import system_trust
@@ -44,13 +44,14 @@ class GuardedClient:
         policy: AddressPolicy,
         *,
         limits: Limits | None = None,
-        lookup: Lookup = system_lookup,
+        lookup: Lookup | None = None,
         ssl_context: ssl.SSLContext | None = None,
         user_agent: str = "Telar",
         resolve_ttl_s: float = 10.0,
     ) -> None:
         self._limits = limits or Limits()
-        self._resolver = CheckedResolver(policy, lookup, ttl_s=resolve_ttl_s)
+        self._system = SystemLookup()
+        self._resolver = CheckedResolver(policy, lookup or self._system, ttl_s=resolve_ttl_s)
         self._pool = Pool(ssl_context or system_trust(), max_idle=_MAX_IDLE, idle_s=_IDLE_S)
         self._own_lines = f"User-Agent: {user_agent}\r\nAccept-Encoding: identity\r\n"
 
@@ -64,6 +65,7 @@ class GuardedClient:
 
     async def aclose(self) -> None:
         """Close idle connections; those in use close when their `stream` ends."""
+        self._system.close()
         await self._pool.aclose()
 
     async def resolve(self, url: str) -> tuple[OutboundUrl, tuple[Address, ...]]:

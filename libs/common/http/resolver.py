@@ -3,6 +3,8 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_address
 
 import structlog
@@ -16,20 +18,33 @@ Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 
 _Answer = tuple[tuple[Address, ...], Reason | None]
 _MAX_NAMES = 4_096
+_THREADS = 32
 
 _log = structlog.get_logger()
 
 
-async def system_lookup(host: str, port: int) -> Sequence[str]:
-    """Ask the system's resolver (getaddrinfo), which also reads /etc/hosts."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(sockaddr[0]) for _family, _type, _protocol, _name, sockaddr in found]
+class SystemLookup:
+    """Asks the system's resolver (getaddrinfo), which also reads /etc/hosts.
+
+    On threads of its own: names that users choose may hang, and the loop's few threads find the database's, too.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="lookup")
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        return [str(sockaddr[0]) for _family, _type, _protocol, _name, sockaddr in found]
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class CheckedResolver:
     """Resolves a URL's host to addresses that the policy lets pass; one refused address refuses the name."""
 
-    def __init__(self, policy: AddressPolicy, lookup: Lookup = system_lookup, *, ttl_s: float = 10.0) -> None:
+    def __init__(self, policy: AddressPolicy, lookup: Lookup, *, ttl_s: float = 10.0) -> None:
         self._policy = policy
         self._lookup = lookup
         self._ttl_s = ttl_s
