@@ -25,14 +25,14 @@ class RateLimiter:
         self._spent: dict[str, float] = {}
 
     def spend(self, caller: str, cost: float = 1.0) -> None:
-        """Take `cost` from the caller's bucket; raises Throttled with the seconds until there is enough."""
-        level = self._level(caller)
+        """Take `cost`, at most a burst, from the bucket; raises Throttled with the seconds until there is enough."""
+        cost, level = min(cost, self._burst), self._level(caller)
         if level >= cost:
             self._keep(caller, level - cost)
             self._spent[caller] = self._spent.get(caller, 0.0) + cost
             return
         self._keep(caller, level)
-        wait_s = math.ceil((min(cost, self._burst) - level) / self._per_second)
+        wait_s = math.ceil((cost - level) / self._per_second)
         raise Throttled(f"Slow down: try again in {wait_s} s", retry_after_s=wait_s)
 
     def take_spent(self) -> dict[str, float]:

@@ -87,3 +87,13 @@ def test_nobody_ever_gets_more_than_burst_plus_what_was_earned(steps: list[tuple
         except Throttled:
             continue
     assert spent <= 10 + 3 * (now.s - started) + 1e-6
+
+
+def test_a_call_that_costs_more_than_a_burst_is_let_through_once_the_bucket_is_full() -> None:
+    now = Now()
+    limiter = RateLimiter(per_second=1, burst=5, now=now)
+    limiter.spend("ada", 10)
+    with pytest.raises(Throttled) as refused:
+        limiter.spend("ada", 10)
+    now.s += refused.value.retry_after_s or 0
+    limiter.spend("ada", 10)
