@@ -30,7 +30,7 @@ async def test_a_problem_that_only_a_service_knows_is_explained_at_the_gateway_t
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.host == "auth":
             raise httpx.ConnectError("it is away", request=request)
-        known = (request.url.host, request.url.path) == ("vms", "/problems/disk-only-grows")
+        known = (request.url.host, request.url.path) == ("vms", "/problems/known-to-one-service")
         return httpx.Response(200, html="<p>Make a new disk.</p>") if known else httpx.Response(404)
 
     app, urls = FastAPI(), {name: (f"http://{name}",) for name in ("auth", "images", "vms")} | {"fetcher": ()}
@@ -38,7 +38,7 @@ async def test_a_problem_that_only_a_service_knows_is_explained_at_the_gateway_t
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
         install(app, OpenApi(app, urls, http))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
-            slugs = ("disk-only-grows", "quota-exceeded", "unheard-of", "No_slug")
+            slugs = ("known-to-one-service", "quota-exceeded", "unheard-of", "No_slug")
             told = [await client.get(f"/problems/{slug}") for slug in slugs]
     assert [answer.status_code for answer in told] == [200, 200, 404, 404]
     assert "Make a new disk" in told[0].text
