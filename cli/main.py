@@ -128,15 +128,11 @@ def give_password(
 ) -> None:
     """Give a user a new password, asked for here or read from standard input; for who has no administrator left."""
     from cli import password  # noqa: PLC0415 - as above
-    from libs.common.errors import TelarError  # noqa: PLC0415 - as above
 
     asked = typer.prompt("New password", hide_input=True, confirmation_prompt=True) if sys.stdin.isatty() else None
     given = asked or sys.stdin.readline().rstrip("\r\n")
     with _readable_errors():
-        try:
-            uvloop.run(password.give(name, SecretStr(given), data_dir.resolve()))
-        except TelarError as error:
-            raise SystemExit(f"{error.title}: {error.detail}") from error
+        uvloop.run(password.give(name, SecretStr(given), data_dir.resolve()))
         typer.echo(f"{name} has a new password; sessions with the old one have ended.")
 
 
