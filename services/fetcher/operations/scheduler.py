@@ -119,6 +119,8 @@ class Scheduler:
         await cancel(*self._loops)
         with contextlib.suppress(TelarError):  # the leases run out by themselves
             await self._drop(set(self._jobs), ItemState.PENDING)
+        await cancel(*self._running)  # of a job that was just being taken away; the leases of its items run out
+        with contextlib.suppress(TelarError):
             await self._outcomes.close()
             await self._politeness.close()
 

@@ -165,3 +165,30 @@ async def test_new_items_of_a_job_are_taken_however_fresh_the_last_look(
     await eventually(lambda: downloads.turns == [SMALL])
     downloads.go.release()
     await scheduler.close()
+
+
+async def test_nothing_of_a_job_that_was_being_taken_away_runs_on_after_the_end(
+    store: MongoStore,
+    tmp_path: Path,
+    eventually: Callable[..., Awaitable[None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    repository = MongoItems(store)
+    await repository.add([item(number, job_id=SMALL) for number in range(4)])
+    downloads = OneAtATime()
+    scheduler, committer = scheduling(store, repository, cast("ItemWorker", downloads), tmp_path)
+    await scheduler.set_jobs({SMALL: job(id=SMALL)}, {})
+    scheduler.start(committer)
+    await eventually(lambda: downloads.turns == [SMALL])
+    with monkeypatch.context() as patch:
+        patch.setattr(committer, "flush", hang)
+        taking_away = asyncio.create_task(scheduler.set_jobs({}, {}))
+        await asyncio.sleep(0)  # the job is no longer the scheduler's, its attempt still runs
+        taking_away.cancel()
+        await asyncio.wait({taking_away})
+    assert scheduler.running == 1
+    await scheduler.close()
+    assert scheduler.running == 0
