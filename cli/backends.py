@@ -106,7 +106,7 @@ def _serves(pid: int, folder: Path) -> bool:
     try:
         process = psutil.Process(pid)
         return process.name() == "postgres" and str(folder.resolve()) in process.cmdline()
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return False
 
 
