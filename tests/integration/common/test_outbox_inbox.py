@@ -1,56 +1,25 @@
 """Outbox, bus and inbox together, on a real database and the bus in process."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import copy_context
-from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import BigInteger, Column, MetaData, Table, Text, func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import func, text
 
-from libs.common.bus import BusUnavailable, Delivery, LocalBus, RetryPolicy
+from libs.common.bus import BusUnavailable, LocalBus, RetryPolicy
 from libs.common.db import Database, Notifications, transaction
-from libs.common.events import Event, Payload
-from libs.common.inbox import Inbox, dead_letters_table, inbox_table
+from libs.common.events import Event
+from libs.common.inbox import Inbox
 from libs.common.outbox import CHANNEL, OutboxRelay, PublishBatch, SqlOutboxStore, outbox_table
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
+from tests.integration.common.clock_lab import Ticked, count_tick, emptied, handled, rows, tick
 
 Eventually = Callable[..., Awaitable[None]]
-counters = Table(
-    "counters",
-    MetaData(),
-    Column("subject", Text, primary_key=True),
-    Column("handled", BigInteger, nullable=False),
-    Column("last", BigInteger, nullable=False),
-)
-
-
-class Ticked(Payload):
-    event_type: ClassVar[str] = "clock.tick.happened.v1"
-    number: int
-
-
-async def count_tick(uow: UnitOfWork, event: Event) -> None:
-    """Count every handling, and remember the newest number by sequence."""
-    fresh = insert(counters).values(subject=event.subject, handled=1, last=event.sequence)
-    await uow.session.execute(
-        fresh.on_conflict_do_update(
-            index_elements=["subject"],
-            set_={"handled": counters.c.handled + 1, "last": func.greatest(counters.c.last, event.sequence)},
-        )
-    )
 
 
 @pytest.fixture
 async def uow(database: Database) -> UnitOfWorkFactory:
-    async with database.engine.begin() as connection:
-        await connection.run_sync(counters.metadata.drop_all)
-        await connection.run_sync(counters.metadata.create_all)
-        for table in (outbox_table, inbox_table, dead_letters_table):
-            await connection.execute(table.delete())
-    return UnitOfWorkFactory(database, source="/telar/clock")
+    return await emptied(database)
 
 
 @pytest.fixture
@@ -70,22 +39,6 @@ async def relay(database: Database, bus: LocalBus) -> AsyncIterator[OutboxRelay]
     yield relay
     await relay.close()
     await notifications.close()
-
-
-async def tick(uow: UnitOfWorkFactory, subject: str, number: int, *, commit: bool = True) -> None:
-    async with uow() as unit:
-        unit.add_event(Ticked(number=number), subject=subject, owner="ada", sequence=number)
-        if commit:
-            await unit.commit()
-
-
-async def rows(database: Database, table: Table) -> list[Any]:
-    async with transaction(database) as session:
-        return list((await session.execute(select(table))).mappings())
-
-
-async def handled(database: Database) -> dict[str, int]:
-    return {row["subject"]: row["handled"] for row in await rows(database, counters)}
 
 
 async def test_events_of_one_unit_are_written_in_their_order(uow: UnitOfWorkFactory, database: Database) -> None:
@@ -128,82 +81,6 @@ async def test_what_was_not_committed_was_not_said(
 
     await eventually(loud)
     assert await handled(database) == {"loud": 1}
-
-
-async def test_every_event_three_times_shuffled_leaves_the_same_as_once_in_order(
-    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
-) -> None:
-    inbox = Inbox("counter", bus, uow, {Ticked.event_type: count_tick})
-    events: list[Event] = []
-    async with uow() as unit:
-        for subject in ("a", "b"):
-            events += [unit.add_event(Ticked(number=n), subject=subject, sequence=n) for n in range(1, 11)]
-    thrice = events * 3
-    random.Random(7).shuffle(thrice)  # noqa: S311 - an order, no secret
-    await asyncio.gather(*(inbox.handle(event) for event in thrice))
-    assert {row["subject"]: (row["handled"], row["last"]) for row in await rows(database, counters)} == {
-        "a": (10, 10),
-        "b": (10, 10),
-    }
-
-
-async def test_an_event_that_fails_takes_none_with_it_that_came_at_the_same_time(
-    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
-) -> None:
-    async def handle(unit: UnitOfWork, event: Event) -> None:
-        await count_tick(unit, event)
-        if event.subject == "bad":
-            raise RuntimeError("cannot digest this")
-
-    inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
-    async with uow() as unit:
-        names = ["a", "b", "bad", "c", "d"]
-        events = [unit.add_event(Ticked(number=1), subject=name, sequence=1) for name in names]
-    told = await asyncio.gather(*(inbox.handle(event) for event in events), return_exceptions=True)
-    assert [str(fault) for fault in told] == ["None", "None", "cannot digest this", "None", "None"]
-    assert await handled(database) == dict.fromkeys("abcd", 1)
-    assert len(await rows(database, inbox_table)) == 4
-
-
-async def test_a_subjects_events_are_handled_together_or_not_at_all(
-    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
-) -> None:
-    async def handle(unit: UnitOfWork, event: Event) -> None:
-        await count_tick(unit, event)
-        if event.subject == "bad" and event.sequence == 3:
-            raise RuntimeError("cannot digest this")
-
-    inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
-    async with uow() as unit:
-        runs = [
-            [Delivery(unit.add_event(Ticked(number=n), subject=name, sequence=n), copy_context()) for n in range(1, 6)]
-            for name in ("good", "bad", "fine")
-        ]
-    told = await asyncio.gather(*(inbox.handle_together(run) for run in runs), return_exceptions=True)
-    assert [str(fault) for fault in told] == ["None", "cannot digest this", "None"]
-    assert {row["subject"]: (row["handled"], row["last"]) for row in await rows(database, counters)} == {
-        "good": (5, 5),
-        "fine": (5, 5),
-    }
-    assert len(await rows(database, inbox_table)) == 10
-
-
-async def test_events_that_come_while_others_are_handled_share_a_transaction(
-    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
-) -> None:
-    units: list[UnitOfWork] = []
-
-    async def handle(unit: UnitOfWork, event: Event) -> None:
-        units.append(unit)
-        await count_tick(unit, event)
-
-    inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
-    async with uow() as unit:
-        events = [unit.add_event(Ticked(number=1), subject=f"s{number}", sequence=1) for number in range(100)]
-    await asyncio.gather(*(inbox.handle(event) for event in events))
-    assert len(units) == 100
-    assert len({id(unit) for unit in units}) <= 4
-    assert len(await handled(database)) == 100
 
 
 @pytest.mark.usefixtures("relay")
@@ -396,25 +273,3 @@ async def test_only_published_events_are_swept(uow: UnitOfWorkFactory, database:
         )
     await SqlOutboxStore(database).sweep()
     assert [row["subject"] for row in await rows(database, outbox_table)] == ["new"]
-
-
-async def test_two_batches_that_meet_at_their_owners_rows_never_wait_for_each_other(
-    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
-) -> None:
-    async def handle(unit: UnitOfWork, event: Event) -> None:
-        owner = insert(counters).values(subject=event.owner, handled=1, last=0)
-        more = {"handled": counters.c.handled + 1}
-        await unit.session.execute(owner.on_conflict_do_update(index_elements=["subject"], set_=more))
-        await asyncio.sleep(0.2)
-
-    inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
-    async with uow() as unit:
-        first, second = (
-            [unit.add_event(Ticked(number=1), subject=f"{batch}-{owner}", owner=owner) for owner in owners]
-            for batch, owners in (("first", ("ada", "bob")), ("second", ("bob", "ada")))
-        )
-    at_once = [asyncio.create_task(inbox.handle(event)) for event in first]
-    await asyncio.sleep(0.1)  # a batch holds the next one up no longer than that
-    at_once += [asyncio.create_task(inbox.handle(event)) for event in second]
-    await asyncio.gather(*at_once)
-    assert await handled(database) == {"ada": 2, "bob": 2}
