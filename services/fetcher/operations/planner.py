@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 class Planner:
     """Plans a job under a lease that each batch renews; a plan that was cut goes on behind its last written batch.
 
-    `on_items` is called with the job's id as often as items of it were written.
+    `on_items` is called with the job as often as items of it were written.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Planner:
         source: SourceCollections,
         store: PictureStore,
         *,
-        on_items: Callable[[str], None],
+        on_items: Callable[[Job], None],
     ) -> None:
         self._lease = lease
         self._on_items = on_items
@@ -57,6 +57,7 @@ class Planner:
         if job.conditional is None:
             known = not job.refetch and await self._store.holds(job.database, job.collection)
             await self._lease.note(job, conditional=known)
+            job = replace(job, conditional=known)
         documents = 0
         if field is not None:
             written = await self._write(job, query, field)
@@ -107,7 +108,7 @@ class Planner:
     async def _add(self, job: Job, batch: list[Item]) -> None:
         if batch:
             await self._items.add(batch)
-            self._on_items(job.id)
+            self._on_items(job)
 
 
 def items_of(job: Job, document: Mapping[str, Any], field: str) -> list[Item]:

@@ -88,10 +88,12 @@ class Scheduler:
     def wake(self) -> None:
         self._wake.set()
 
-    def look_again(self, job_id: str) -> None:
+    def look_again(self, job: Job) -> None:
         """The job has new items: what the last look found is no longer all there is."""
-        self._grown.add(job_id)
-        self._found_all.pop(job_id, None)
+        if job.id in self._jobs:
+            self._jobs[job.id] = job
+        self._grown.add(job.id)
+        self._found_all.pop(job.id, None)
         self._wake.set()
 
     def room(self) -> None:

@@ -99,7 +99,7 @@ class ItemWorker:
 
     async def _known(self, item: Item, job: Job | None) -> Mapping[str, Any] | None:
         """What is stored of the picture already, if that is all that this job wants of it."""
-        if job is None or not job.conditional:
+        if job is None or job.refetch or job.conditional is False:  # None: its plan has begun since the job was read
             return None
         try:
             known = await self._store.known(item)

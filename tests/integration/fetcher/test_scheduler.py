@@ -25,10 +25,12 @@ class OneAtATime:
 
     def __init__(self) -> None:
         self.turns: list[str] = []
+        self.jobs: list[Job] = []
         self.go = asyncio.Semaphore(0)
 
-    async def run(self, item: Item, _job: Job, *, max_attempts: int, downloaded: Downloaded) -> Outcome:
+    async def run(self, item: Item, job: Job, *, max_attempts: int, downloaded: Downloaded) -> Outcome:
         self.turns.append(item.job_id)
+        self.jobs.append(job)
         await self.go.acquire()
         downloaded(None)
         return Outcome(ItemState.COMPLETED, {"state": ItemState.COMPLETED.value, "attempts": max_attempts})
@@ -160,9 +162,10 @@ async def test_new_items_of_a_job_are_taken_however_fresh_the_last_look(
     scheduler.start(committer)
     await eventually(lambda: repository.count == 1)
     await repository.add([item(1, job_id=SMALL)])
-    scheduler.look_again(SMALL)
+    scheduler.look_again(job(id=SMALL, conditional=True))
     repository.go.set()
     await eventually(lambda: downloads.turns == [SMALL])
+    assert downloads.jobs[0].conditional
     downloads.go.release()
     await scheduler.close()
 
