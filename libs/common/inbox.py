@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import copy_context
+from dataclasses import dataclass
 from itertools import chain
 from uuid import UUID
 
@@ -34,6 +35,17 @@ from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 
 EventHandler = Callable[[UnitOfWork, Event], Awaitable[None]]
 """Handles one event inside the unit of work that also holds its inbox row; must not commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewestOnly:
+    """A handler of events that tell all of their subject: of several at hand, only the one of the highest sequence."""
+
+    handler: EventHandler
+
+    async def __call__(self, uow: UnitOfWork, event: Event) -> None:
+        await self.handler(uow, event)
+
 
 inbox_table = Table(
     "inbox",
@@ -127,14 +139,29 @@ class Inbox:
         ids = sorted({delivery.event.id for delivery in deliveries})  # in one order: two batches never lock each other
         async with self._uow() as uow:
             fresh = set((await uow.session.execute(_REMEMBER, {"ids": ids})).scalars())
+            newest = self._newest(deliveries)
             for delivery in deliveries:
                 event = delivery.event
+                if event.sequence < newest.get(event.subject, 0) and self._tells_all(event):
+                    continue
                 if event.id not in fresh:
                     _log.info("event_seen_before", type=event.type, id=event.id)
                     continue
                 fresh.discard(event.id)
                 await asyncio.create_task(_given(self._handlers[event.type], uow, event), context=delivery.context)
             await uow.commit()
+
+    def _newest(self, deliveries: Sequence[Delivery]) -> Mapping[str, int]:
+        """The highest sequence of each subject that is told of as a whole."""
+        newest: dict[str, int] = {}
+        for delivery in deliveries:
+            event = delivery.event
+            if self._tells_all(event):
+                newest[event.subject] = max(event.sequence, newest.get(event.subject, 0))
+        return newest
+
+    def _tells_all(self, event: Event) -> bool:
+        return isinstance(self._handlers[event.type], NewestOnly)
 
     async def keep_dead(self, letter: DeadLetter) -> None:
         """Store a message that could not be handled, for an admin to see and replay."""

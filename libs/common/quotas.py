@@ -16,6 +16,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from libs.common.db import COMMON_METADATA
 from libs.common.errors import Forbidden, QuotaExceeded, Unavailable
 from libs.common.events import Event, Payload
+from libs.common.inbox import NewestOnly
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 
 ARRIVAL_S = 2.0
@@ -101,7 +102,7 @@ async def release(session: AsyncSession, owner_id: str, amounts: Mapping[str, in
     return await _store(session, owner_id, used)
 
 
-async def on_user_event(uow: UnitOfWork, event: Event) -> None:
+async def _on_user_event(uow: UnitOfWork, event: Event) -> None:
     """Keep the copy true on auth.user.* and auth.quota.changed; an event older than the last seen changes nothing."""
     data: dict[str, Any] = event.data
     row = {
@@ -121,6 +122,9 @@ async def on_user_event(uow: UnitOfWork, event: Event) -> None:
             index_elements=["owner_id"], set_=changes, where=accounts_table.c.sequence < event.sequence
         )
     )
+
+
+on_user_event = NewestOnly(_on_user_event)
 
 
 async def owner_named(uow: UnitOfWorkFactory, userid: str) -> str | None:

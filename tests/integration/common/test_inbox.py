@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from libs.common.bus import Delivery, LocalBus
 from libs.common.db import Database
 from libs.common.events import Event
-from libs.common.inbox import Inbox, inbox_table
+from libs.common.inbox import Inbox, NewestOnly, inbox_table
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
 from tests.integration.common.clock_lab import Ticked, count_tick, counters, emptied, handled, rows
 
@@ -99,6 +99,24 @@ async def test_events_that_come_while_others_are_handled_share_a_transaction(
     assert len(units) == 100
     assert len({id(unit) for unit in units}) <= 4
     assert len(await handled(database)) == 100
+
+
+async def test_of_events_that_tell_all_of_their_subject_only_the_newest_at_hand_is_handled(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
+) -> None:
+    inbox = Inbox("counter", bus, uow, {Ticked.event_type: NewestOnly(count_tick)})
+    async with uow() as unit:
+        runs = [
+            [Delivery(unit.add_event(Ticked(number=n), subject=name, sequence=n), copy_context()) for n in order]
+            for name, order in (("a", (1, 2, 3)), ("b", (2, 3, 1)), ("c", (1,)))
+        ]
+    await asyncio.gather(*(inbox.handle_together(run) for run in runs))
+    assert {row["subject"]: (row["handled"], row["last"]) for row in await rows(database, counters)} == {
+        "a": (1, 3),
+        "b": (1, 3),
+        "c": (1, 1),
+    }
+    assert len(await rows(database, inbox_table)) == 7
 
 
 async def test_two_batches_that_meet_at_their_owners_rows_never_wait_for_each_other(
