@@ -7,6 +7,8 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
+from libs.common.tasks import cancel
+
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 Work = Callable[[Sequence[Item]], Awaitable[Sequence[Exception | None]]]
@@ -36,6 +38,15 @@ class Batches(Generic[Item]):
         self._waiting.append((item, done))
         self._begin()
         await done
+
+    async def close(self, grace_s: float = 5.0) -> None:
+        """Let what was asked for end, for so long at most, before what it works with is closed; then cancel it."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace_s
+        while self._tasks and (left_s := until - loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left_s)
+            await asyncio.sleep(0)  # the end of one begins the next
+        await cancel(*self._tasks)
 
     def _begin(self) -> None:
         if not self._waiting or self._awaited is not None or len(self._tasks) >= self._at_once:

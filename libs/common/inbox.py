@@ -93,12 +93,18 @@ class Inbox:
         self._uow = uow
         self._handlers = handlers
         self._batches = Batches(self._handle_runs)
+        self._closed = False
 
     async def start(self) -> None:
         if self._handlers:
             await self._bus.subscribe(
                 self._service, tuple(self._handlers), self.handle, self.keep_dead, together=self.handle_together
             )
+
+    async def close(self) -> None:
+        """Let what is being handled end; what still comes is left to another process, or to the next start."""
+        self._closed = True
+        await self._batches.close()
 
     async def handle(self, event: Event) -> None:
         """Handle an event unless it was handled before; a database that is away is a TransientFailure.
@@ -110,6 +116,8 @@ class Inbox:
 
     async def handle_together(self, run: Sequence[Delivery]) -> None:
         """Handle some events of one subject, all or none, as `handle` does one."""
+        if self._closed:
+            raise TransientFailure("the service stops")
         known = [delivery for delivery in run if self._is_known(delivery.event)]
         if known:
             await self._batches.do(known)

@@ -208,6 +208,7 @@ class SqlRuntime:
         await cancel(*self._tasks)
         if self.runner is not None:
             await self.runner.close()
+        await self.inbox.close()
         await self.leases.close()
         await self._relay.close()
         await self.identity.close()

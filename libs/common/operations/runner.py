@@ -111,6 +111,7 @@ class OperationRunner:
             if late:
                 await asyncio.wait(late, timeout=2.0)
         await cancel(renewing)
+        await self._store.close()
 
     # Claiming
 

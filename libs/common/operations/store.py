@@ -43,6 +43,10 @@ class OperationStore:
         self._lease_s = lease_s
         self._writes = Batches(self._write_all)
 
+    async def close(self) -> None:
+        """Let writes end whose callers are gone."""
+        await self._writes.close()
+
     async def claim(self, holder: str, kinds: Iterable[str], limit: int) -> list[Operation]:
         """Take up to `limit` operations that are due and free: pending ones, and running ones without a live lease.
 

@@ -7,7 +7,7 @@ from contextvars import copy_context
 import pytest
 from sqlalchemy.dialects.postgresql import insert
 
-from libs.common.bus import Delivery, LocalBus
+from libs.common.bus import Delivery, LocalBus, TransientFailure
 from libs.common.db import Database
 from libs.common.events import Event
 from libs.common.inbox import Inbox, NewestOnly, inbox_table
@@ -117,6 +117,28 @@ async def test_of_events_that_tell_all_of_their_subject_only_the_newest_at_hand_
         "c": (1, 1),
     }
     assert len(await rows(database, inbox_table)) == 7
+
+
+async def test_a_closed_inbox_leaves_events_to_others_and_has_finished_its_own(
+    uow: UnitOfWorkFactory, bus: LocalBus, database: Database
+) -> None:
+    begun = asyncio.Event()
+
+    async def handle(unit: UnitOfWork, event: Event) -> None:
+        begun.set()
+        await asyncio.sleep(0.05)
+        await count_tick(unit, event)
+
+    inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
+    async with uow() as unit:
+        events = [unit.add_event(Ticked(number=1), subject=name, sequence=1) for name in ("a", "b")]
+    under_way = asyncio.create_task(inbox.handle(events[0]))
+    await begun.wait()
+    under_way.cancel()  # as a bus does that stops
+    await inbox.close()
+    assert await handled(database) == {"a": 1}
+    with pytest.raises(TransientFailure):
+        await inbox.handle(events[1])
 
 
 async def test_two_batches_that_meet_at_their_owners_rows_never_wait_for_each_other(

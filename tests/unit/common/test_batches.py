@@ -37,6 +37,31 @@ async def test_what_comes_while_a_batch_is_under_way_goes_together_in_its_order(
     assert worker.batches == [["first"], ["a", "b", "c"], ["d"]]
 
 
+async def test_what_was_asked_for_ends_before_a_close_does_though_its_callers_are_gone() -> None:
+    worker = Worker()
+    batches = Batches(worker.work, most=1, patience_s=60)
+    calls = [asyncio.create_task(batches.do(name)) for name in ("first", "second", "third")]
+    await turns()
+    calls[0].cancel()
+    closing = asyncio.create_task(batches.close())
+    await turns()
+    assert not closing.done()
+    worker.go.set()
+    await closing
+    assert worker.batches == [["first"], ["second"], ["third"]]
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_a_close_waits_no_longer_than_it_is_told() -> None:
+    worker = Worker()
+    batches = Batches(worker.work)
+    call = asyncio.create_task(batches.do("first"))
+    await turns()
+    await batches.close(grace_s=0.01)
+    await asyncio.wait({call})
+    assert call.cancelled()
+
+
 async def test_each_call_is_told_its_own_fault() -> None:
     worker = Worker()
     worker.go.set()
