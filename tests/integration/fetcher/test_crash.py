@@ -114,6 +114,8 @@ async def test_what_a_killed_worker_held_of_an_ended_job_is_not_left_open(
     async with run_fetcher(settings.model_copy(update={"lease_s": 1.0})) as fetcher:
 
         async def closed() -> bool:
-            return bool((await fetcher.job("job-001"))["items"]["cancelled"] == 1)
+            items = (await fetcher.job("job-001"))["items"]
+            return bool(items["downloading"] == items["pending"] == 0)
 
         await eventually(closed)
+        assert (await fetcher.job("job-001"))["items"]["cancelled"] == 1

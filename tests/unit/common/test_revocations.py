@@ -28,6 +28,8 @@ async def test_an_answer_that_cannot_be_read_is_asked_for_again(eventually: Call
     async def is_refused() -> bool:
         return revocations.refuses(ADA)
 
+    assert not await is_refused()
     await eventually(is_refused)
+    assert answers == []
     await cancel(following)
     await bus.close()

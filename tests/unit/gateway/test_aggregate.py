@@ -36,8 +36,8 @@ class AsAdministrator:
 class Letters:
     """A service's dead letters in memory."""
 
-    def __init__(self) -> None:
-        self.ids: list[UUID] = []
+    def __init__(self, *ids: UUID) -> None:
+        self.ids = list(ids)
 
     async def dead_letters(self, *, before: UUID | None, limit: int) -> Sequence[Mapping[Any, Any]]:
         older = [one for one in sorted(self.ids, reverse=True) if before is None or one < before]
@@ -45,7 +45,9 @@ class Letters:
         return [{"id": one, **facts} for one in older[:limit]]
 
     async def replay(self, letter_id: UUID) -> None: ...
-    async def discard(self, letter_id: UUID) -> None: ...
+
+    async def discard(self, letter_id: UUID) -> None:
+        self.ids.remove(letter_id)
 
 
 def app_of(name: str, letters: Letters) -> FastAPI:
@@ -142,9 +144,11 @@ async def test_a_dead_letter_that_the_bus_does_not_take_is_told_as_its_service_d
 
 
 async def test_a_dead_letter_is_found_beside_services_that_are_away_or_ill() -> None:
-    good = httpx.ASGITransport(app_of("vms", Letters()))
+    kept = Letters(uuid7())
+    good = httpx.ASGITransport(app_of("vms", kept))
     async with behind(auth=Away(), images=Answers(503, "database-unavailable"), vms=good) as all_:
-        await all_.on_dead_letter("DELETE", str(uuid7()), "", "token")
+        await all_.on_dead_letter("DELETE", str(kept.ids[0]), "", "token")
+    assert kept.ids == []
 
 
 async def test_a_dead_letter_is_not_said_to_be_nowhere_while_a_service_is_away() -> None:
