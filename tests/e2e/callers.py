@@ -1,8 +1,10 @@
 """Users of a suite's gateway who wait for what they began."""
 
+import contextlib
 import secrets
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,32 @@ class Caller:
         """How many resources of each type auth has been told of."""
         resources = self.http.get("/api/v1/users/me/usage").json()["resources"]
         return Counter(one["type"] for one in resources)
+
+
+@contextlib.contextmanager
+def asked(caller: Caller, path: str) -> Iterator[Counter[int]]:
+    """Ask for a path all the while; the answers by their status."""
+    stop, statuses = threading.Event(), Counter[int]()
+
+    def ask() -> None:
+        while not stop.is_set():
+            statuses[caller.http.get(path).status_code] += 1
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield statuses
+    finally:
+        stop.set()
+        asking.join()
+
+
+def uploaded(caller: Caller, content: bytes) -> str:
+    """The path of an image named `kept`, made of these bytes."""
+    fields = {"name": "kept", "os_type": "Debian"}
+    answer = caller.http.post("/api/v1/images/upload", data=fields, files={"file": ("a.img", content)})
+    assert answer.status_code == 201, answer.text
+    return f"/api/v1/images/{answer.json()['image']['id']}"
 
 
 def caller_of(suite: RunningSuite, name: str, password: str) -> Caller:

@@ -8,7 +8,6 @@ import os
 import secrets
 import subprocess
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from libs.common.testing.ports import free_port
 from tests.chaos.figures import Figures
 from tests.chaos.own_engine import own_engine
 from tests.corpora.images import disks
-from tests.e2e.callers import Caller, Within, caller_of, client_of
+from tests.e2e.callers import Caller, Within, asked, caller_of, client_of, uploaded
 from tests.e2e.composed import PROJECT, SERVICES, UID, build_images, free_subnet
 from tests.e2e.conftest import RunningSuite
 
@@ -133,29 +132,7 @@ def client(swarm: Swarm, within: Within) -> Iterator[Caller]:
 @pytest.fixture(scope="module")
 def image(client: Caller) -> str:
     """The path of an uploaded image."""
-    content = disks.raw_disk(1 << 20) + secrets.token_bytes(1 << 20)
-    fields = {"name": "kept", "os_type": "Debian"}
-    answer = client.http.post("/api/v1/images/upload", data=fields, files={"file": ("a.img", content)})
-    assert answer.status_code == 201, answer.text
-    return f"/api/v1/images/{answer.json()['image']['id']}"
-
-
-@contextlib.contextmanager
-def asked(client: Caller, path: str) -> Iterator[Counter[int]]:
-    """Ask for a path all the while; the answers by their status."""
-    stop, statuses = threading.Event(), Counter[int]()
-
-    def ask() -> None:
-        while not stop.is_set():
-            statuses[client.http.get(path).status_code] += 1
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        yield statuses
-    finally:
-        stop.set()
-        asking.join()
+    return uploaded(client, disks.raw_disk(1 << 20) + secrets.token_bytes(1 << 20))
 
 
 def test_what_one_service_does_reaches_the_others(client: Caller, image: str, within: Within) -> None:

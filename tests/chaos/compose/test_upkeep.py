@@ -3,8 +3,6 @@
 import hashlib
 import secrets
 import subprocess
-import threading
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pytest
 from pymongo import MongoClient
 
 from tests.corpora.images import disks
-from tests.e2e.callers import Caller, Within, caller_of, client_of
+from tests.e2e.callers import Caller, Within, asked, caller_of, client_of, uploaded
 from tests.e2e.composed import PROJECT, SERVICES, Composed
 from tests.e2e.conftest import RunningSuite, composed_suite
 from tests.integration.fetcher.pictures import PictureServer
@@ -44,27 +42,13 @@ def client(suite: RunningSuite) -> Iterator[Caller]:
 @pytest.fixture(scope="module")
 def image(client: Caller) -> str:
     """The path of an uploaded image."""
-    fields = {"name": "kept", "os_type": "Debian"}
-    answer = client.http.post("/api/v1/images/upload", data=fields, files={"file": ("a.img", CONTENT)})
-    assert answer.status_code == 201, answer.text
-    return f"/api/v1/images/{answer.json()['image']['id']}"
+    return uploaded(client, CONTENT)
 
 
 def test_replicas_are_replaced_while_requests_go_on(containers: Composed, client: Caller, image: str) -> None:
     before = {one["Id"] for one in containers.containers("images")}
-    stop, statuses = threading.Event(), Counter[int]()
-
-    def ask() -> None:
-        while not stop.is_set():
-            statuses[client.http.get(image).status_code] += 1
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
+    with asked(client, image) as statuses:
         containers.run("deploy/roll.sh", "images", timeout_s=300)
-    finally:
-        stop.set()
-        asking.join()
     after = {one["Id"] for one in containers.containers("images")}
     assert len(after) == 2
     assert not before & after
