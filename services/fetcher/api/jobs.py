@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from libs.common.auth import CurrentUser, Principal, requires_scope
 from libs.common.errors import Forbidden
 from libs.common.etag import IfMatch, set_etag
+from libs.common.pagination import link_next
 from services.fetcher.adapters.archives import Member, tar_stream, zip_stream
 from services.fetcher.api.answers import item_out, job_detail, job_out, report_out
 from services.fetcher.api.streams import job_events
@@ -79,7 +80,7 @@ def _add_reading(routes: APIRouter, service: JobService, still_allowed: Callable
         page = JobsPage(items=[job_out(job) for job in jobs[:limit]])
         if len(jobs) > limit:
             page.next_cursor = jobs[limit - 1].id
-            _link_next(request, response, page.next_cursor)
+            link_next(request, response, page.next_cursor)
         return page
 
     @routes.get("/{job_id}")
@@ -104,7 +105,7 @@ def _add_reading(routes: APIRouter, service: JobService, still_allowed: Callable
         page = ItemsPage(items=[item_out(item) for item in items[:limit]])
         if len(items) > limit:
             page.next_cursor = items[limit - 1].id
-            _link_next(request, response, page.next_cursor)
+            link_next(request, response, page.next_cursor)
         return page
 
     @routes.get("/{job_id}/events", response_class=StreamingResponse)
@@ -200,8 +201,3 @@ def _add_steering(routes: APIRouter, service: JobService) -> None:
         """Forget an ended job and its items; the pictures stay in the store unless `files=true`."""
         await service.delete(user, job_id, if_match=if_match, files=files)
         return Response(status_code=204)
-
-
-def _link_next(request: Request, response: Response, cursor: str) -> None:
-    target = request.url.include_query_params(cursor=cursor)
-    response.headers["link"] = f'<{target.path}?{target.query}>; rel="next"'
