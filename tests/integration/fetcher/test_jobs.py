@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 from services.fetcher.settings import FetcherSettings
@@ -296,6 +297,19 @@ async def test_wrong_names_filters_and_documents_are_refused_with_the_place(fetc
         assert answer.status_code == status, (path, answer.text)
         if pointer:
             assert answer.json()["errors"][0]["pointer"] == pointer
+
+
+async def test_a_page_links_to_the_next_one(fetcher: Fetcher, source: Any, pictures: PictureServer) -> None:
+    await source["shop"].insert_many([{"image": f"{pictures.url}/ok/{number}.jpg"} for number in range(3)])
+    job_id = await start(fetcher, f"collection/{source.name}/shop")
+    await fetcher.ended(job_id)
+    page = await fetcher.call("GET", f"/jobs/{job_id}/items?status=completed&limit=2")
+    link = re.fullmatch(r'</api/v1(/jobs/[^>]+)>; rel="next"', page.headers["link"])
+    assert link is not None
+    rest = await fetcher.call("GET", link[1])
+    assert "link" not in rest.headers
+    urls = {item["url"] for item in (*page.json()["items"], *rest.json()["items"])}
+    assert urls == {f"{pictures.url}/ok/{number}.jpg" for number in range(3)}
 
 
 async def test_the_stream_of_a_job_tells_its_progress_and_ends_with_it(
