@@ -95,6 +95,7 @@ class Backend(ABC):
         self.host = self._runner.get_docker_client().host()
         # The engine gives a random port anew at every start, so the port is fixed here.
         self.port = free_port()
+        self._inner_port = port
         address = "127.0.0.1" if self.host == "localhost" else ""
         self._runner.ports[str(port)] = (address, self.port)  # type: ignore[assignment] # docker-py takes the pair
         # RabbitMQ's data folder is named after the host: with another name the data would be lost.
@@ -103,6 +104,12 @@ class Backend(ABC):
     @property
     def _container(self) -> Container:
         return self._runner.get_wrapped_container()
+
+    def direct(self, url: str) -> str:
+        """The URL by the container's own address, past the engine's forwarder, where this machine reaches that."""
+        self._container.reload()
+        address = self._container.attrs["NetworkSettings"]["IPAddress"]
+        return url.replace(f"{self.host}:{self.port}", f"{address}:{self._inner_port}") if address else url
 
     def __enter__(self) -> Self:
         try:
