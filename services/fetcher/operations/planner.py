@@ -83,6 +83,7 @@ class Planner:
         """Write the items of all documents; those up to `planned_to` have theirs, if it is still among them."""
         documents = 0
         batch: list[Item] = []
+        full = _FIRST_BATCH  # downloads begin with the first one, and a large one holds up their first calls
         written = job.planned_to is None
         stream = self._source.stream(job.database, job.collection, query, field=field, limit=job.limit)
         async for document in stream:
@@ -91,10 +92,9 @@ class Planner:
                 batch += items_of(job, document, field)
             else:
                 written = json_util.dumps(document["_id"]) == job.planned_to
-            full = _BATCH if documents > _FIRST_BATCH else _FIRST_BATCH  # downloads begin with the first one
             if len(batch) >= full or (not written and documents % _BATCH == 0):
                 await self._add(job, batch)
-                batch = []
+                batch, full = [], min(_BATCH, full * 2)
                 planned_to = json_util.dumps(document["_id"]) if written else job.planned_to
                 if not await self._lease.renew_unless_stopped(
                     job, documents=max(documents, job.documents), planned_to=planned_to
