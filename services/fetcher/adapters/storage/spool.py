@@ -87,13 +87,14 @@ def sync(folder: Path) -> None:
 def locked(folder: str, *, make: bool = True) -> Iterator[None]:
     """The folder, made if need be, under a lock that keeps two processes from losing each other's metadata."""
     while True:
+        if make:  # before it is looked for: mostly it is new
+            make_folder(folder)
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             if not make:
                 raise
-            make_folder(folder)
-            continue
+            continue  # removed by who had it before
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             if not _is_still(folder, handle):
