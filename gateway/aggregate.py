@@ -5,6 +5,7 @@ import heapq
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +22,15 @@ PATIENCE_S = 5.0
 """How long what is told of all services together waits for one of them."""
 _NOTHING_HERE = frozenset({403, _NOT_FOUND})
 """A list that the caller's key has no scope for, or that the service does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergedPage:
+    """A page of a list that several services have; `unavailable` names those that did not tell theirs."""
+
+    items: list[dict[str, Any]]
+    next_cursor: str | None
+    unavailable: list[str]
 
 
 class Services:
@@ -47,7 +57,7 @@ class Services:
 
     async def list_merged(
         self, path: str, query: Mapping[str, str], token: str, *, limit: int, cursor: str | None
-    ) -> tuple[list[dict[str, Any]], str | None]:
+    ) -> MergedPage:
         """Newest-first pages of a list that several services have, merged by id.
 
         The cursor holds the last id shown; ids sort by time, so every service goes on after it by itself. One that does
@@ -72,7 +82,8 @@ class Services:
             elif next_cursor is not None:
                 after[name] = next_cursor
                 more = True
-        return [entry[2] for entry in shown], _write_cursor(after) if more else None
+        unavailable = [name for name in names if name not in told]
+        return MergedPage([entry[2] for entry in shown], _write_cursor(after) if more else None, unavailable)
 
     async def _page(
         self, service: str, path: str, query: Mapping[str, str], token: str, limit: int, cursor: str | None

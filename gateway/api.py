@@ -1,6 +1,7 @@
 """The routes that the gateway answers itself."""
 
 import json
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from secrets import compare_digest
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from gateway.aggregate import Services
+from gateway.aggregate import MergedPage, Services
 from gateway.errors import UnknownClient
 from gateway.feeds import Feed, sse_response
 from gateway.limits import Limits
@@ -215,10 +216,8 @@ def aggregate_router(services: Services) -> APIRouter:
     ) -> dict[str, Any]:
         wanted = {"state": state, "kind": kind, "resource": resource}
         query = {name: value for name, value in wanted.items() if value}
-        items, next_cursor = await services.list_merged(
-            "/api/v1/operations", query, _token(request), limit=limit, cursor=cursor
-        )
-        return _page(items, next_cursor, request, response)
+        page = await services.list_merged("/api/v1/operations", query, _token(request), limit=limit, cursor=cursor)
+        return _shown(page, request, response)
 
     @routes.get("/dead-letters", tags=["dead letters"])
     async def list_dead_letters(
@@ -228,10 +227,8 @@ def aggregate_router(services: Services) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(max_length=2000)] = None,
     ) -> dict[str, Any]:
-        items, next_cursor = await services.list_merged(
-            "/api/v1/dead-letters", {}, _token(request), limit=limit, cursor=cursor
-        )
-        return _page(items, next_cursor, request, response)
+        page = await services.list_merged("/api/v1/dead-letters", {}, _token(request), limit=limit, cursor=cursor)
+        return _shown(page, request, response)
 
     @routes.post("/dead-letters/{letter_id}/replay", status_code=202, tags=["dead letters"])
     async def replay(letter_id: UUID, _admin: AdminOnly, request: Request) -> dict[str, str]:
@@ -288,10 +285,10 @@ def _login_body() -> dict[str, Any]:
     }
 
 
-def _page(items: Any, next_cursor: str | None, request: Request, response: Response) -> dict[str, Any]:
-    if next_cursor is not None:
-        link_next(request, response, next_cursor)
-    return {"items": items, "next_cursor": next_cursor}
+def _shown(page: MergedPage, request: Request, response: Response) -> dict[str, Any]:
+    if page.next_cursor is not None:
+        link_next(request, response, page.next_cursor)
+    return asdict(page)
 
 
 def _address(request: Request) -> str:

@@ -74,9 +74,11 @@ async def walked(services: Services, limit: int) -> list[str]:
     found: list[str] = []
     cursor: str | None = None
     while True:
-        items, cursor = await services.list_merged(PATH, {}, "token", limit=limit, cursor=cursor)
-        assert len(items) <= limit
-        found += [item["id"] for item in items]
+        page = await services.list_merged(PATH, {}, "token", limit=limit, cursor=cursor)
+        assert len(page.items) <= limit
+        assert page.unavailable == []
+        found += [item["id"] for item in page.items]
+        cursor = page.next_cursor
         if cursor is None:
             return found
 
@@ -165,10 +167,13 @@ async def test_a_list_goes_on_with_a_service_that_was_away_for_a_page(letters: d
         kept.ids += [uuid7(), uuid7()]
     apps = {name: httpx.ASGITransport(app_of(name, kept)) for name, kept in letters.items()}
     async with behind(**apps | {"vms": Away()}) as all_:
-        first, cursor = await all_.list_merged(PATH, {}, "token", limit=2, cursor=None)
+        first = await all_.list_merged(PATH, {}, "token", limit=2, cursor=None)
     async with behind(**apps) as all_:
-        rest, _ = await all_.list_merged(PATH, {}, "token", limit=50, cursor=cursor)
-    assert sorted(item["id"] for item in first + rest) == sorted(str(one) for k in letters.values() for one in k.ids)
+        rest = await all_.list_merged(PATH, {}, "token", limit=50, cursor=first.next_cursor)
+    assert (first.unavailable, rest.unavailable) == (["vms"], [])
+    assert sorted(item["id"] for item in first.items + rest.items) == sorted(
+        str(one) for k in letters.values() for one in k.ids
+    )
 
 
 async def test_a_list_holds_nothing_of_services_that_hang_or_that_the_callers_key_may_not_read() -> None:
@@ -176,8 +181,9 @@ async def test_a_list_holds_nothing_of_services_that_hang_or_that_the_callers_ke
     good.ids.append(kept)
     well = httpx.ASGITransport(app_of("vms", good))
     async with behind(auth=Answers(403, "forbidden"), images=Hangs(), vms=well) as all_:
-        items, _ = await all_.list_merged(PATH, {}, "token", limit=2, cursor=None)
-    assert [item["id"] for item in items] == [str(kept)]
+        page = await all_.list_merged(PATH, {}, "token", limit=2, cursor=None)
+    assert [item["id"] for item in page.items] == [str(kept)]
+    assert page.unavailable == ["images"]
 
 
 async def test_a_list_is_refused_as_its_service_does() -> None:
