@@ -94,7 +94,7 @@ def latency(broker: RabbitMq, server: PostgresContainer) -> dict[str, float]:
     """Milliseconds from an event's time to its handling, at a steady rate."""
     wanted = (broker.direct(broker.amqp_url), str(STEADY_PER_SECOND * STEADY_S))
     with (
-        program("receive", database(server), *wanted, "entry") as receiver,
+        program("receive", database(server), *wanted, "entry", str(STEADY_PER_SECOND)) as receiver,
         program("steady", database(server), *wanted, str(STEADY_PER_SECOND)),
     ):
         said = receiver.said()

@@ -106,10 +106,10 @@ class Backend(ABC):
         return self._runner.get_wrapped_container()
 
     def direct(self, url: str) -> str:
-        """The URL by the container's own address, past the engine's forwarder, where this machine reaches that."""
+        """The URL by the container's own address, past the engine's forwarder: for a client on the engine's machine."""
         self._container.reload()
-        address = self._container.attrs["NetworkSettings"]["IPAddress"]
-        return url.replace(f"{self.host}:{self.port}", f"{address}:{self._inner_port}") if address else url
+        (network,) = self._container.attrs["NetworkSettings"]["Networks"].values()
+        return url.replace(f"{self.host}:{self.port}", f"{network['IPAddress']}:{self._inner_port}")
 
     def __enter__(self) -> Self:
         try:
