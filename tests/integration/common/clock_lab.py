@@ -60,3 +60,8 @@ async def rows(database: Database, table: Table) -> list[Any]:
 
 async def handled(database: Database) -> dict[str, int]:
     return {row["subject"]: row["handled"] for row in await rows(database, counters)}
+
+
+async def counted(database: Database) -> dict[str, tuple[int, int]]:
+    """How many events of each subject were handled, and the highest sequence among them."""
+    return {row["subject"]: (row["handled"], row["last"]) for row in await rows(database, counters)}

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Iterable
 from contextvars import copy_context
 
 import pytest
@@ -12,7 +13,7 @@ from libs.common.db import Database
 from libs.common.events import Event
 from libs.common.inbox import Inbox, NewestOnly, inbox_table
 from libs.common.uow import UnitOfWork, UnitOfWorkFactory
-from tests.integration.common.clock_lab import Ticked, count_tick, counters, emptied, handled, rows
+from tests.integration.common.clock_lab import Ticked, count_tick, counted, counters, emptied, handled, rows
 
 
 @pytest.fixture
@@ -23,6 +24,12 @@ async def uow(database: Database) -> UnitOfWorkFactory:
 @pytest.fixture
 def bus() -> LocalBus:
     return LocalBus()
+
+
+def delivered(unit: UnitOfWork, subject: str, sequences: Iterable[int]) -> list[Delivery]:
+    """A run of the subject's events, as a bus gives them."""
+    events = [unit.add_event(Ticked(number=n), subject=subject, sequence=n) for n in sequences]
+    return [Delivery(event, copy_context()) for event in events]
 
 
 async def test_every_event_three_times_shuffled_leaves_the_same_as_once_in_order(
@@ -36,7 +43,7 @@ async def test_every_event_three_times_shuffled_leaves_the_same_as_once_in_order
     thrice = events * 3
     random.Random(7).shuffle(thrice)  # noqa: S311 - an order, no secret
     await asyncio.gather(*(inbox.handle(event) for event in thrice))
-    assert {row["subject"]: (row["handled"], row["last"]) for row in await rows(database, counters)} == {
+    assert await counted(database) == {
         "a": (10, 10),
         "b": (10, 10),
     }
@@ -70,13 +77,10 @@ async def test_a_subjects_events_are_handled_together_or_not_at_all(
 
     inbox = Inbox("counter", bus, uow, {Ticked.event_type: handle})
     async with uow() as unit:
-        runs = [
-            [Delivery(unit.add_event(Ticked(number=n), subject=name, sequence=n), copy_context()) for n in range(1, 6)]
-            for name in ("good", "bad", "fine")
-        ]
+        runs = [delivered(unit, name, range(1, 6)) for name in ("good", "bad", "fine")]
     told = await asyncio.gather(*(inbox.handle_together(run) for run in runs), return_exceptions=True)
     assert [str(fault) for fault in told] == ["None", "cannot digest this", "None"]
-    assert {row["subject"]: (row["handled"], row["last"]) for row in await rows(database, counters)} == {
+    assert await counted(database) == {
         "good": (5, 5),
         "fine": (5, 5),
     }
@@ -106,12 +110,9 @@ async def test_of_events_that_tell_all_of_their_subject_only_the_newest_at_hand_
 ) -> None:
     inbox = Inbox("counter", bus, uow, {Ticked.event_type: NewestOnly(count_tick)})
     async with uow() as unit:
-        runs = [
-            [Delivery(unit.add_event(Ticked(number=n), subject=name, sequence=n), copy_context()) for n in order]
-            for name, order in (("a", (1, 2, 3)), ("b", (2, 3, 1)), ("c", (1,)))
-        ]
+        runs = [delivered(unit, name, order) for name, order in (("a", (1, 2, 3)), ("b", (2, 3, 1)), ("c", (1,)))]
     await asyncio.gather(*(inbox.handle_together(run) for run in runs))
-    assert {row["subject"]: (row["handled"], row["last"]) for row in await rows(database, counters)} == {
+    assert await counted(database) == {
         "a": (1, 3),
         "b": (1, 3),
         "c": (1, 1),
