@@ -83,7 +83,7 @@ class Planner:
         """Write the items of all documents; those up to `planned_to` have theirs, if it is still among them."""
         documents = 0
         batch: list[Item] = []
-        full = _FIRST_BATCH  # downloads begin with the first one, and a large one holds up their first calls
+        full = _FIRST_BATCH  # then doubled: downloads begin with the first, and a large one would hold up their claims
         written = job.planned_to is None
         stream = self._source.stream(job.database, job.collection, query, field=field, limit=job.limit)
         async for document in stream:
