@@ -74,7 +74,7 @@ class Feed:
                     yield _sse(entry)
             while follow:
                 text = await _next(reader, refused)
-                if text is None:
+                if text is None or revocations.refuses(principal):
                     return
                 yield text
         finally:

@@ -151,6 +151,7 @@ class _Gateway:
         """Fill the two feeds from the bus."""
 
         async def on_event(event: Event) -> None:
+            apply_revocation(self.revocations, event)  # before it is told: other listeners may hear of it later
             self.events.publish(Entry(id=event.id, item=event, text=event.to_json().decode(), name=event.type))
 
         start, numbers = uuid7().hex[:12], count(1)

@@ -1,4 +1,5 @@
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -105,3 +106,19 @@ async def test_what_comes_while_a_reader_resumes_comes_once() -> None:
     got.append(await anext(stream))
     assert [text.split("\n")[0] for text in got] == ["id: 2", "id: 3", "id: 4"]
     await stream.aclose()
+
+
+@pytest.mark.parametrize("turns", range(3))
+async def test_a_reader_who_is_refused_while_an_entry_is_on_its_way_does_not_get_it(turns: int) -> None:
+    feed, revocations = Feed(10), Revocations()
+    stream = feed.stream(everything, principal=ADA, revocations=revocations)
+    await anext(stream)
+    following = asyncio.ensure_future(anext(stream, None))
+    await asyncio.sleep(0)
+    feed.publish(entry(1))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    assert not following.done()
+    revocations.add("session", ADA.session_id, time.time())
+    async with asyncio.timeout(5):
+        assert await following is None
