@@ -57,7 +57,9 @@ class Job:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> Self:
+        """Truth values that were changed alone come back as 0 and 1 from nx-27017."""
         known = {field.name: document[field.name] for field in fields(cls) if field.name in document}
+        known |= {name: bool(document[name]) for name in _JOB_FLAGS if document.get(name) is not None}
         known |= {"id": document["_id"], "kind": JobKind(document["kind"]), "state": JobState(document["state"])}
         known["check"] = Check(document.get("check", Check.FULL))
         return cls(**known)
@@ -71,6 +73,9 @@ class Job:
             "state": self.state.value,
             "check": self.check.value,
         }
+
+
+_JOB_FLAGS = tuple(field.name for field in fields(Job) if field.type in (bool, bool | None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,17 @@ async def test_jobs_whose_items_workers_may_have_are_found(store: MongoStore) ->
     assert names == {499: {"job-002", "job-003", "job-006", "job-007"}, 500: {"job-002", "job-003"}}
 
 
+async def test_truth_values_that_were_changed_come_back_as_such(store: MongoStore) -> None:
+    jobs = MongoJobs(store)
+    await jobs.add(job(), event("job-001"))
+    assert await jobs.claim_planning("job-001", holder="a", now_ms=100, until_ms=200)
+    assert await jobs.note_planning("job-001", holder="a", conditional=False, planned=True)
+    found = await jobs.get("job-001")
+    assert found is not None
+    assert (found.conditional, found.planned) == (False, True)
+    assert [type(found.conditional), type(found.planned)] == [bool, bool]
+
+
 async def test_planning_is_one_holders_right_until_its_lease_ends(store: MongoStore) -> None:
     jobs = MongoJobs(store)
     await jobs.add(job(), event("job-001"))
