@@ -4,6 +4,7 @@ import asyncio
 import errno
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from libs.common.errors import StorageFull
 from services.fetcher.adapters.storage import FolderStore
+from services.fetcher.adapters.storage import folder as folder_module
 from services.fetcher.models import Item
 from services.fetcher.ports import Body, Writing
 
@@ -140,6 +142,17 @@ async def test_equal_pictures_lie_on_the_disk_once(tmp_path: Path, store: Folder
     assert len({picture.stat().st_ino for picture in pictures}) == 1
     assert {picture.stat().st_nlink for picture in pictures} == {4}
     assert files(tmp_path / ".spool", "*") == []
+
+
+async def test_a_new_picture_leaves_the_page_cache_once_it_is_on_the_disk(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(folder_module, "sync", lambda _: calls.append("sync"))
+    monkeypatch.setattr(os, "posix_fadvise", lambda handle, *_: calls.append(os.pread(handle, 9, 0).decode()))
+    first, twin, other = writing(1, b"a picture", ".jpg", {}), writing(2, b"a picture", ".jpg", {}), item(3)
+    assert await store.write([first, twin, Writing(other, {}, body(b"its own"), ".jpg")]) == [None, None, None]
+    assert calls == ["sync", "a picture", "its own", "sync"]
 
 
 async def test_a_replaced_picture_leaves_the_others_and_the_last_one_goes_for_good(

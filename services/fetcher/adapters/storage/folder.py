@@ -13,7 +13,7 @@ from typing import Any
 from libs.common.errors import StorageFull
 from services.fetcher.adapters.storage import metadata as meta
 from services.fetcher.adapters.storage.contents import Contents
-from services.fetcher.adapters.storage.spool import Spool, locked, make_folder, remove, sync, write_new
+from services.fetcher.adapters.storage.spool import Spool, let_go, locked, make_folder, remove, sync, write_new
 from services.fetcher.models import Item
 from services.fetcher.ports import Body, StoredFile, Writing
 
@@ -183,6 +183,8 @@ class FolderStore:
         if not work.moves:
             return
         sync(self.spool)
+        for temporary in work.aside.values():
+            let_go(temporary)
         for temporary, path in work.moves:
             os.replace(temporary, path)
             if temporary in work.linked:  # rename(2) does nothing between two links of one file
