@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 class Planner:
     """Plans a job under a lease that each batch renews; a plan that was cut goes on behind its last written batch.
 
-    `on_items` is called with the job as often as items of it were written.
+    `on_items` is called with the job as often as items of it were written, and with the domains of those.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Planner:
         source: SourceCollections,
         store: PictureStore,
         *,
-        on_items: Callable[[Job], None],
+        on_items: Callable[[Job, set[str]], None],
     ) -> None:
         self._lease = lease
         self._on_items = on_items
@@ -108,7 +108,7 @@ class Planner:
     async def _add(self, job: Job, batch: list[Item]) -> None:
         if batch:
             await self._items.add(batch)
-            self._on_items(job)
+            self._on_items(job, {item.domain for item in batch})
 
 
 def items_of(job: Job, document: Mapping[str, Any], field: str) -> list[Item]:

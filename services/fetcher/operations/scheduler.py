@@ -66,7 +66,7 @@ class Scheduler:
         self._jobs: dict[str, Job] = {}
         self._waiting: defaultdict[Lane, deque[Item]] = defaultdict(deque)
         self._found_all: dict[str, tuple[int, set[str]]] = {}
-        self._grown: set[str] = set()
+        self._grown: defaultdict[str, set[str]] = defaultdict(set)
         self._running: dict[asyncio.Task[None], Item] = {}
         self._wake = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
@@ -88,12 +88,17 @@ class Scheduler:
     def wake(self) -> None:
         self._wake.set()
 
-    def look_again(self, job: Job) -> None:
-        """The job has new items: what the last look found is no longer all there is."""
+    def look_again(self, job: Job, domains: set[str]) -> None:
+        """The job has new items of these domains: what the last look found there is no longer all there is.
+
+        What it was to pass over changes nothing: such a look reads the whole job, while everything else waits.
+        """
         if job.id in self._jobs:
             self._jobs[job.id] = job
-        self._grown.add(job.id)
-        self._found_all.pop(job.id, None)
+        self._grown[job.id] |= domains
+        _, aside = self._found_all.get(job.id, (0, set()))
+        if not domains <= aside:
+            self._found_all.pop(job.id, None)
         self._wake.set()
 
     def room(self) -> None:
@@ -132,7 +137,7 @@ class Scheduler:
         self._jobs = dict(jobs)
         for job_id in gone:
             self._found_all.pop(job_id, None)
-            self._grown.discard(job_id)
+            self._grown.pop(job_id, None)
             cancelled = states.get(job_id) not in (JobState.PAUSED, JobState.RUNNING)
             await self._drop({job_id}, ItemState.CANCELLED if cancelled else ItemState.PENDING)
         if jobs:
@@ -160,6 +165,7 @@ class Scheduler:
             try:
                 await self._give_back_strays()
                 await self._fill()
+                self._start_waiting()  # not behind a call for more permits
                 await self._politeness.acquire(self._needs())
             except TelarError as error:
                 self._strays_until_ms = self._now_ms() + 4 * self._lease_ms
@@ -222,7 +228,7 @@ class Scheduler:
             now_ms = self._now_ms()
             if self._exhausted(job.id, aside, now_ms):
                 continue
-            self._grown.discard(job.id)
+            self._grown[job.id] = set()
             taken = await self._items.claim(
                 job.id,
                 limit=room,
@@ -234,7 +240,7 @@ class Scheduler:
             if job.id not in self._jobs:  # paused or cancelled while they were being taken
                 await self._give_back(taken)
                 continue
-            if len(taken) < room and job.id not in self._grown:
+            if len(taken) < room and self._grown[job.id] <= aside:
                 ended_ms = self._now_ms()
                 rest_ms = min(_MOST_REST_MS, (ended_ms - now_ms) * _REST) if aside else 0
                 self._found_all[job.id] = (ended_ms + max(int(_POLL_S * 1000), rest_ms), aside)

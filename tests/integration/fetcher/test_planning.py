@@ -185,8 +185,8 @@ async def test_a_plan_that_was_cut_goes_on_behind_its_last_batch(
     await jobs.add(made, account_event(OWNER))
     source, folder = cast("MongoSource", documents), FolderStore(tmp_path)
     lease = JobLease(jobs, holder="a", lease_ms=60_000, now_ms=store.now_ms)
-    looks: list[Job] = []
-    planner = Planner(lease, items, source, folder, on_items=looks.append)
+    looks: list[tuple[Job, set[str]]] = []
+    planner = Planner(lease, items, source, folder, on_items=lambda *look: looks.append(look))
     with pytest.raises(JobStoreUnavailable):
         await planner.plan(made)
     cut = await jobs.get(made.id)
@@ -197,6 +197,7 @@ async def test_a_plan_that_was_cut_goes_on_behind_its_last_batch(
     assert items.added[2][0] == ("0" if gone else "64")
     planned = await jobs.get(made.id)
     assert planned is not None
-    assert [(look.id, look.conditional) for look in looks] == [(made.id, False)] * (len(items.added) - 1)
+    told = [(look.id, look.conditional, domains) for look, domains in looks]
+    assert told == [(made.id, False, {"a.example"})] * (len(items.added) - 1)
     assert (planned.planned, planned.documents) == (True, len(documents.documents))
     assert (await items.counts(made.id))[0]["pending"] == 1_200

@@ -1,7 +1,7 @@
 """Whose item runs next, with the items in a real store and downloads that end when the test lets them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from services.fetcher.domain.troubles import Manners
 from services.fetcher.errors import JobStoreUnavailable
 from services.fetcher.models import Item, Job
 from services.fetcher.operations import Committer, Politeness, Rules, Scheduler
+from services.fetcher.operations.politeness import Need
 from services.fetcher.operations.worker import Downloaded, ItemWorker, Outcome
 from services.fetcher.repository import MongoDomains, MongoItems, MongoPermits, MongoStore
 from tests.integration.fetcher.records import item, job
@@ -162,11 +163,53 @@ async def test_new_items_of_a_job_are_taken_however_fresh_the_last_look(
     scheduler.start(committer)
     await eventually(lambda: repository.count == 1)
     await repository.add([item(1, job_id=SMALL)])
-    scheduler.look_again(job(id=SMALL, conditional=True))
+    scheduler.look_again(job(id=SMALL, conditional=True), {"a.example"})
     repository.go.set()
     await eventually(lambda: downloads.turns == [SMALL])
     assert downloads.jobs[0].conditional
     downloads.go.release()
+    await scheduler.close()
+
+
+async def test_new_items_of_a_domain_that_is_passed_over_cost_no_look(
+    store: MongoStore, tmp_path: Path, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    repository, downloads = Looks(store), OneAtATime()
+    repository.go.set()
+    await repository.add([item(number, job_id=SMALL) for number in range(20)])
+    scheduler, committer = scheduling(store, repository, cast("ItemWorker", downloads), tmp_path, now_ms=lambda: 1)
+    await scheduler.set_jobs({SMALL: job(id=SMALL)}, {})
+    scheduler.start(committer)
+    await eventually(lambda: repository.count == 2)  # sixteen were taken, and nothing is there but their crowded domain
+    await repository.add([item(20, job_id=SMALL)])
+    scheduler.look_again(job(id=SMALL), {"a.example"})
+    await asyncio.sleep(0.1)
+    await repository.add([item(21, job_id=SMALL, domain="b.example")])
+    scheduler.look_again(job(id=SMALL), {"b.example"})
+    await eventually(lambda: scheduler.waiting == 16)
+    assert repository.count == 3
+    await scheduler.close()
+
+
+async def test_what_was_taken_starts_with_the_permits_at_hand(
+    store: MongoStore, tmp_path: Path, eventually: Callable[..., Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer_only_if_nothing_waits(_: Politeness, needs: Mapping[str, Need]) -> None:
+        if needs:
+            await asyncio.Event().wait()
+
+    repository, downloads = MongoItems(store), OneAtATime()
+    await repository.add([item(1, job_id=SMALL)])
+    scheduler, committer = scheduling(store, repository, cast("ItemWorker", downloads), tmp_path)
+    await scheduler.set_jobs({SMALL: job(id=SMALL)}, {})
+    scheduler.start(committer)
+    await eventually(lambda: len(downloads.turns) == 1)
+    monkeypatch.setattr(Politeness, "acquire", answer_only_if_nothing_waits)
+    downloads.go.release()
+    await eventually(lambda: scheduler.idle)
+    await repository.add([item(2, job_id=SMALL)])
+    scheduler.look_again(job(id=SMALL), {"a.example"})
+    await eventually(lambda: len(downloads.turns) == 2)
     await scheduler.close()
 
 
