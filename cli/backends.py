@@ -173,12 +173,12 @@ class EmbeddedMongo:
         mongod = shutil.which("mongod")
         if mongod is not None:
             return [mongod, "--bind_ip", "127.0.0.1", "--port", port, "--dbpath", str(data)]
-        program = Path(sys.executable).with_name("nx-27017")
+        program = Path(__file__).with_name("mongo_wire.py")
         own_pid_file = self._folder / "nx-27017.pid"
         own_pid_file.unlink(missing_ok=True)  # it refuses to start over the file of a killed server
         log_file = self._folder / "nx-27017.log"
         return [
-            *(str(program), "--host", "127.0.0.1", "--port", port, "--data-dir", str(data)),
+            *(sys.executable, "-I", str(program), "--host", "127.0.0.1", "--port", port, "--data-dir", str(data)),
             *("--pid-file", str(own_pid_file), "--log-file", str(log_file)),
         ]
 

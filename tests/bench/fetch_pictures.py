@@ -24,6 +24,7 @@ from pymongo import MongoClient
 
 from libs.common.testing.ports import free_port
 from tests.bench.gateway_relay import Processes
+from tests.integration.fetcher.mongo_servers import WIRE
 
 HERE = Path(__file__).parent
 PICTURES = 5_000
@@ -45,7 +46,7 @@ class Deployment(Processes):
         port = free_port()
         nx = ["-p", str(port), "--data-dir", str(folder / "mongo"), "--pid-file", str(folder / "mongo.pid")]
         nx += ["--log-file", str(folder / "mongo.log")]
-        self._start([str(Path(sys.executable).with_name("nx-27017")), *nx], port)
+        self._start([sys.executable, "-I", str(WIRE), *nx], port)
         self.mongo_uri = f"mongodb://127.0.0.1:{port}"
         self.fetcher = self._fetcher()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from libs.common.testing.ports import free_port
 
+WIRE = Path(__file__).parents[3] / "cli" / "mongo_wire.py"
 LAUNCHER = Path(__file__).parents[3] / "deploy" / "local" / "mongo-java-server" / "Launcher.java"
 _CACHE = Path(
     os.environ.get("TELAR_TEST_CACHE")
@@ -23,11 +24,11 @@ _START_S = 60
 
 @contextlib.contextmanager
 def nx_27017(folder: Path, *, port: int | None = None) -> Iterator[str]:
-    """The URI of a wire-compatible server on SQLite whose data lies in the folder."""
+    """The URI of the wire-compatible server on SQLite that `telar up` starts, whose data lies in the folder."""
     port = port or free_port()
     folder.mkdir(exist_ok=True)
     files = ["--data-dir", str(folder / "data"), "--pid-file", str(folder / "pid"), "--log-file", str(folder / "log")]
-    with _served([sys.executable, "-m", "nx_27017.nx_27017", "-p", str(port), *files], port) as uri:
+    with _served([sys.executable, "-I", str(WIRE), "-p", str(port), *files], port) as uri:
         yield uri
 
 
