@@ -80,6 +80,10 @@ class Committer:
         if len(self._waiting) >= _GATHER:
             self._many.set()
 
+    def hurry(self) -> None:
+        """Nothing more is under way: what waits here need not wait for company."""
+        self._many.set()
+
     def start(self) -> None:
         self._loops = [asyncio.create_task(self._run(), name=f"fetch-committer-{number}") for number in range(2)]
 

@@ -325,6 +325,8 @@ class Scheduler:
         def done(ended: asyncio.Task[None]) -> None:
             del self._running[ended]
             self._start_waiting()
+            if not self._running:
+                self._outcomes.hurry()
             self._wake.set()
 
         task.add_done_callback(done)

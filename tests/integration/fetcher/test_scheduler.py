@@ -13,6 +13,7 @@ from services.fetcher.domain.troubles import Manners
 from services.fetcher.errors import JobStoreUnavailable
 from services.fetcher.models import Item, Job
 from services.fetcher.operations import Committer, Politeness, Rules, Scheduler
+from services.fetcher.operations import committer as committer_module
 from services.fetcher.operations.politeness import Need
 from services.fetcher.operations.worker import Downloaded, ItemWorker, Outcome
 from services.fetcher.repository import MongoDomains, MongoItems, MongoPermits, MongoStore
@@ -210,6 +211,21 @@ async def test_what_was_taken_starts_with_the_permits_at_hand(
     await repository.add([item(2, job_id=SMALL)])
     scheduler.look_again(job(id=SMALL), {"a.example"})
     await eventually(lambda: len(downloads.turns) == 2)
+    await scheduler.close()
+
+
+async def test_the_last_outcome_does_not_wait_for_company(
+    store: MongoStore, tmp_path: Path, eventually: Callable[..., Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer_module, "_GATHER_S", 3_600)
+    repository, downloads = MongoItems(store), OneAtATime()
+    await repository.add([item(1, job_id=SMALL)])
+    scheduler, committer = scheduling(store, repository, cast("ItemWorker", downloads), tmp_path)
+    await scheduler.set_jobs({SMALL: job(id=SMALL)}, {})
+    scheduler.start(committer)
+    downloads.go.release()
+    await eventually(lambda: scheduler.idle and len(downloads.turns) == 1)
+    assert (await repository.counts(SMALL))[0]["completed"] == 1
     await scheduler.close()
 
 
