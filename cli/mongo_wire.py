@@ -1,8 +1,7 @@
 """The MongoDB-wire server nx-27017, where what one command writes is one transaction of SQLite.
 
-As it is, each document is a transaction of its own: an insert of 500 writes some ten pages of the log for each. A
-command that fails altogether leaves nothing behind now either. Run alone, with nx-27017's own options:
-`python -I mongo_wire.py`.
+By itself it commits each document, so that an insert of 500 writes the same pages of the log 500 times, and a part of
+it stays when it breaks off. Run alone, with nx-27017's own options: `python -I mongo_wire.py`.
 """
 
 import sqlite3
