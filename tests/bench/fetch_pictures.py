@@ -22,9 +22,8 @@ import psutil
 from PIL import Image, ImageFilter
 from pymongo import MongoClient
 
-from libs.common.testing.ports import free_port
 from tests.bench.gateway_relay import Processes
-from tests.integration.fetcher.mongo_servers import WIRE
+from tests.integration.fetcher.mongo_servers import nx_27017
 
 HERE = Path(__file__).parent
 PICTURES = 5_000
@@ -34,20 +33,16 @@ _MOTIFS = 40
 
 
 class Deployment(Processes):
-    """nginx with the pictures, a MongoDB-wire server with one document for each, and the fetcher."""
+    """nginx with the pictures, and the fetcher before a MongoDB-wire server that has one document for each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mongo_uri: str) -> None:
         super().__init__(folder)
         self.folder = folder
         folder.chmod(0o755)  # nginx's worker is another user
         make_pictures(folder / "pictures")
         self.base = f"http://127.0.0.1:{self.nginx('pictures')}"
         self.urls = [f"{self.base}/{number}.jpg" for number in range(PICTURES)]
-        port = free_port()
-        nx = ["-p", str(port), "--data-dir", str(folder / "mongo"), "--pid-file", str(folder / "mongo.pid")]
-        nx += ["--log-file", str(folder / "mongo.log")]
-        self._start([sys.executable, "-I", str(WIRE), *nx], port)
-        self.mongo_uri = f"mongodb://127.0.0.1:{port}"
+        self.mongo_uri = mongo_uri
         self.fetcher = self._fetcher()
 
     def _fetcher(self) -> subprocess.Popen[str]:
@@ -187,7 +182,8 @@ def run(*, rounds: int = 3) -> dict[str, Any]:
         return rows | {"missing": ["nginx"]}
     with contextlib.ExitStack() as stack:
         program = stack.enter_context(img2dataset_program())
-        deployment = Deployment(Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp"))))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
+        deployment = Deployment(folder, stack.enter_context(nx_27017(folder / "mongo")))
         stack.callback(deployment.stop)
         runs: dict[str, Callable[[], float]] = {
             "telar_decoded": lambda: deployment.fetch("full"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nx_27017.handler import NeoSQLiteHandler
 
 from cli.mongo_wire import AtOnceHandler
 
@@ -82,14 +83,14 @@ def test_a_document_that_is_there_keeps_no_other_from_being_inserted(handler: At
 
 def test_a_command_that_fails_leaves_nothing_behind(handler: AtOnceHandler, monkeypatch: pytest.MonkeyPatch) -> None:
     insert(handler, DOCUMENTS[:1])
-    real = AtOnceHandler.__mro__[1].handle_insert
+    real = NeoSQLiteHandler.handle_insert
 
     def breaks(self: AtOnceHandler, msg: dict[str, Any]) -> Any:
         real(self, msg)
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(AtOnceHandler.__mro__[1], "handle_insert", breaks)
+        patch.setattr(NeoSQLiteHandler, "handle_insert", breaks)
         with pytest.raises(sqlite3.OperationalError):
             insert(handler, DOCUMENTS[1:])
     assert count(handler) == 1
@@ -99,7 +100,7 @@ def test_what_sqlite_rolled_back_by_itself_is_not_said_to_be_written(
     handler: AtOnceHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert(handler, DOCUMENTS[:1])
-    real = AtOnceHandler.__mro__[1].handle_insert
+    real = NeoSQLiteHandler.handle_insert
 
     def rolls_back(self: AtOnceHandler, msg: dict[str, Any]) -> Any:
         answer = real(self, msg)
@@ -107,7 +108,7 @@ def test_what_sqlite_rolled_back_by_itself_is_not_said_to_be_written(
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(AtOnceHandler.__mro__[1], "handle_insert", rolls_back)
+        patch.setattr(NeoSQLiteHandler, "handle_insert", rolls_back)
         with pytest.raises(sqlite3.OperationalError, match="rolled back"):
             insert(handler, DOCUMENTS[1:])
     assert count(handler) == 1

@@ -211,6 +211,7 @@ async def test_what_was_taken_starts_with_the_permits_at_hand(
     await repository.add([item(2, job_id=SMALL)])
     scheduler.look_again(job(id=SMALL), {"a.example"})
     await eventually(lambda: len(downloads.turns) == 2)
+    assert (await repository.counts(SMALL))[0]["downloading"] == 1
     await scheduler.close()
 
 
